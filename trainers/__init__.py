@@ -1,0 +1,1 @@
+"""The jobs that feed the services: each ends in a published artifact."""

@@ -1,0 +1,1 @@
+"""Near-line ad matching, click-rate scoring and visual search, served over gRPC."""
