@@ -1,0 +1,1 @@
+"""What every trainer shares: process groups, checkpoint and resume, progress."""
