@@ -1,0 +1,147 @@
+"""A market folder, opened: its tables in bounded batches, cast to the schemas of `vitrine.data.schemas`."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vitrine.data.schemas import TABLES, DataError, Table
+
+META_FILE = "market.json"
+
+
+class Market:
+    """Reads a market folder. Opening checks that files and columns are there, not what is in them (see `validate`).
+
+    meta: contents of market.json ({"name": ...} where there is none)
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        problems = [p for table in TABLES.values() for p in _missing(self.folder, table)]
+        if problems:
+            raise DataError(problems)
+        meta = self.folder / META_FILE
+        self.meta: dict[str, Any] = (
+            json.loads(meta.read_text("utf-8")) if meta.exists() else {"name": self.folder.name}
+        )
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        return str(self.meta["name"])
+
+    def path(self, table: str) -> Path:
+        """File of a table, whether it exists or not."""
+        return self.folder / TABLES[table].file
+
+    def has(self, table: str) -> bool:
+        """Whether an optional table (holdout, images) is there."""
+        return self.path(table).exists()
+
+    def rows(self, table: str) -> int:
+        """Number of rows, read from the file's footer; 0 where an optional table is missing."""
+        return int(pq.read_metadata(self.path(table)).num_rows) if self.has(table) else 0
+
+    def batches(
+        self, table: str, columns: Iterable[str] | None = None, rows: int = 1 << 16
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of at most `rows` rows, in file order; nothing where an optional table is missing."""
+        if not self.has(table):
+            return
+        schema = TABLES[table].schema
+        names = list(columns) if columns is not None else schema.names
+        fields = pa.schema([schema.field(n) for n in names])
+        with pq.ParquetFile(self.path(table)) as file:
+            for batch in file.iter_batches(batch_size=rows, columns=names):
+                yield batch.select(names).cast(fields)
+
+    def table(self, name: str, columns: Iterable[str] | None = None) -> pa.Table:
+        """A whole table in memory."""
+        schema = TABLES[name].schema
+        names = list(columns) if columns is not None else schema.names
+        return pa.Table.from_batches(self.batches(name, names), pa.schema([schema.field(n) for n in names]))
+
+    def column(self, table: str, column: str) -> NDArray[Any]:
+        """One whole column as numpy, nulls as 0 (ids) or None (strings)."""
+        values = self.table(table, [column])[column]
+        if values.null_count and pa.types.is_integer(values.type):
+            values = values.fill_null(0)
+        return np.asarray(values.to_numpy())
+
+
+def _missing(folder: Path, table: Table) -> list[str]:
+    """Problems of a table's file and columns, without reading rows."""
+    path = folder / table.file
+    if not path.exists():
+        wanted = ", ".join(c.name for c in table.columns)
+        return (
+            [] if table.optional else [f"{table.file}: no such file in {folder}; wanted are the columns {wanted}"]
+        )
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        return [f"{table.file}: cannot be read as Parquet ({error}); write it again"]
+    return [
+        f"{table.file}, column {c.name}: missing; the file has {', '.join(found.names) or 'no columns'}; "
+        f"wanted is {c.type} ({c.doc})"
+        for c in table.columns
+        if c.name not in found.names
+    ]
+
+
+class MarketWriter:
+    """Writes a market folder table by table; every `write` is one row group, so that memory stays bounded.
+
+    Use as a context manager: leaving it without an error closes the files and writes market.json last.
+    """
+
+    def __init__(self, folder: Path | str, meta: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for table in TABLES.values():
+            (self.folder / table.file).unlink(missing_ok=True)
+        (self.folder / META_FILE).unlink(missing_ok=True)
+        self._meta = meta
+        self._rows: dict[str, int] = {}
+        self._writers: dict[str, pq.ParquetWriter] = {}
+
+    def write(self, table: str, **columns: Any) -> None:
+        """Append one row group: columns are numpy arrays, lists or Arrow arrays, all columns of the schema."""
+        schema = TABLES[table].schema
+        batch = pa.table([_array(columns[f.name], f.type) for f in schema], schema=schema)
+        if table not in self._writers:
+            self._writers[table] = pq.ParquetWriter(self.folder / TABLES[table].file, schema, compression="zstd")
+        self._writers[table].write_table(batch, row_group_size=max(1, batch.num_rows))
+        self._rows[table] = self._rows.get(table, 0) + batch.num_rows
+
+    def close(self) -> None:
+        """Close all files and write market.json with each table's number of rows under "sizes"."""
+        for writer in self._writers.values():
+            writer.close()
+        text = json.dumps({**self._meta, "sizes": self._rows}, indent=2)
+        (self.folder / META_FILE).write_text(text + "\n", "utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            for writer in self._writers.values():
+                writer.close()
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.cast(kind)
+    return pa.array(values, kind)
