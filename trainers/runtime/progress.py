@@ -1,7 +1,7 @@
 """What a trainer shows while it works, and the one line it ends with.
 
-Three audiences, one interface: a person at a terminal gets a bar, a program that set `VITRINE_PROGRESS=json` gets one
-JSON object a line on stdout, and a log file gets a plain line every two seconds.
+Three audiences, one interface: a person at a terminal gets a bar, a program that set `VITRINE_PROGRESS=json` gets
+one JSON object a line on stdout, and a log file gets a plain line every two seconds.
 """
 
 from __future__ import annotations
