@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import IO, Any, Protocol
 
 _JSON_PERIOD_S = 0.2
@@ -59,9 +58,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -158,5 +155,5 @@ def _words(metrics: Mapping[str, float]) -> str:
 
 
 def _rank() -> int:
-    """This process's rank as torchrun tells it; 0 without torchrun. Ray tasks and plain jobs need no torch for it."""
+    """This process's rank as torchrun tells it; 0 without it. Plain jobs and Ray tasks need no torch for that."""
     return int(os.environ.get("RANK", "0"))
