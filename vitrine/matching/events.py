@@ -1,0 +1,85 @@
+"""What a record of `user-events` must be: parsed whole, or refused with a reason for its dead letter."""
+
+from vitrine import placement
+from vitrine.api.events.v1 import events_pb2
+
+MAX_VALUE_BYTES = 64 * 1024
+
+_ACTIONS = frozenset((events_pb2.ItemAction.ACTION_VIEW, events_pb2.ItemAction.ACTION_PURCHASE))
+_CHANGES = frozenset((events_pb2.CrowdChange.CHANGE_JOIN, events_pb2.CrowdChange.CHANGE_LEAVE))
+
+
+class RecordError(ValueError):
+    """Bytes are not the record that they should be; the message says what is wrong with them."""
+
+
+def parse_event(key: bytes | None, value: bytes | None) -> events_pb2.UserEvent:
+    """The event of a record, checked so that `state.fold` applies it without a further look.
+
+    Raises RecordError for a tombstone, a value over 64 KiB or that is no UserEvent, a user that is 0 or not the
+    key, a negative time, an id of 0, and a kind or an action that this reader does not know. Ids that no catalog
+    knows are fine.
+    """
+    if value is None:
+        raise RecordError("value: a tombstone, where user-events holds events only")
+    if len(value) > MAX_VALUE_BYTES:
+        raise RecordError(f"value: {len(value)} bytes, at most {MAX_VALUE_BYTES} are taken")
+    event = events_pb2.UserEvent()
+    try:
+        event.ParseFromString(value)
+    except Exception as error:  # upb raises DecodeError, which other protobuf builds subclass differently
+        raise RecordError(f"value: no UserEvent: {error}") from error
+    user_id = event.user_id
+    if not user_id:
+        raise RecordError("user_id: 0 is reserved")
+    if key != b"%d" % user_id:
+        raise RecordError(f"key: {_shown(key)}, where user_id is {user_id}: the key is the id in decimal ASCII")
+    if event.time_ms < 0:
+        raise RecordError(f"time_ms: {event.time_ms} is before 1970")
+    kind = event.WhichOneof("kind")
+    if kind == "item":
+        if event.item.action not in _ACTIONS:
+            raise RecordError(f"item.action: {event.item.action} is none that this reader knows")
+        if not event.item.item_id:
+            raise RecordError("item.item_id: 0 is reserved")
+    elif kind == "crowd":
+        if event.crowd.change not in _CHANGES:
+            raise RecordError(f"crowd.change: {event.crowd.change} is none that this reader knows")
+        if not event.crowd.crowd_id:
+            raise RecordError("crowd.crowd_id: 0 is reserved")
+    elif kind == "impression":
+        if not event.impression.ad_id:
+            raise RecordError("impression.ad_id: 0 is reserved")
+    elif kind == "click":
+        if not event.click.ad_id:
+            raise RecordError("click.ad_id: 0 is reserved")
+    else:
+        raise RecordError("kind: unset, or none that this reader knows")
+    return event
+
+
+def bucket_of_key(key: bytes | None, partition: int, partitions: int) -> int:
+    """The bucket whose watermark answers for a record: its key's, where the partition owns that, else the first.
+
+    Every record falls into exactly one bucket of its partition, those that no user can own too, so that a dead
+    letter is acknowledged before some watermark passes its record.
+    """
+    if key is not None:
+        bucket = (placement.murmur2(key) & 0x7FFFFFFF) % placement.BUCKETS
+        if bucket % partitions == partition:
+            return bucket
+    return partition
+
+
+def check_partition(user_id: int, partition: int, partitions: int) -> None:
+    """RecordError where a producer put a user's record into a partition that does not own the user's bucket."""
+    owner = placement.partition_of_bucket(placement.bucket_of(user_id), partitions)
+    if owner != partition:
+        raise RecordError(
+            f"key: user {user_id} belongs to partition {owner}, not {partition}: producers must partition by"
+            " murmur2 (librdkafka: partitioner=murmur2_random)"
+        )
+
+
+def _shown(key: bytes | None) -> str:
+    return "absent" if key is None else repr(key[:40])
