@@ -26,7 +26,7 @@ IMAGE_ID_BASE = 1_000_000_001
 START_MS = 1_704_067_200_000  # 2024-01-01 UTC; the source knows order in time, not time
 DAY_MS = 86_400_000
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float], None]
 
 
 def recognise(folder: Path | str) -> bool:
@@ -35,20 +35,20 @@ def recognise(folder: Path | str) -> bool:
 
 
 def convert(
-    folder: Path | str, out: Path | str, seed: int = 0, progress: Progress = lambda stage, done, total: None
+    folder: Path | str, out: Path | str, seed: int = 0, progress: Progress = lambda stage, fraction: None
 ) -> None:
     """Write the market folder `out` from the shared data in `folder`, which is only read.
 
-    progress(stage, done, total) is called after every table. Raises DataError where `recognise` is false.
+    progress(stage, fraction of it) is called around every stage. Raises DataError where `recognise` is false.
     """
     folder = Path(folder)
     if not recognise(folder):
         raise DataError([f"{folder}: not the Beauty data; wanted are {INTERACTIONS}, {ATTRIBUTES} and {PHOTOS}"])
-    stages = ("items", "bids", "events", "images")
     with MarketWriter(out, {"name": "Amazon Beauty", "seed": seed, "source": "beauty"}) as market:
-        for done, stage in enumerate(stages, 1):
-            _STAGES[stage](folder, market, seed)
-            progress(stage, done, len(stages))
+        for stage, write in _STAGES.items():
+            progress(stage, 0.0)
+            write(folder, market, seed)
+            progress(stage, 1.0)
 
 
 def _write_items(folder: Path, market: MarketWriter, seed: int) -> None:

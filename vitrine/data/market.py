@@ -24,7 +24,7 @@ class Market:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        problems = [p for table in TABLES.values() for p in _missing(self.folder, table)]
+        problems = [p for table in TABLES.values() for p in missing(self.folder, table)]
         if problems:
             raise DataError(problems)
         meta = self.folder / META_FILE
@@ -76,7 +76,7 @@ class Market:
         return np.asarray(values.to_numpy())
 
 
-def _missing(folder: Path, table: Table) -> list[str]:
+def missing(folder: Path, table: Table) -> list[str]:
     """Problems of a table's file and columns, without reading rows."""
     path = folder / table.file
     if not path.exists():

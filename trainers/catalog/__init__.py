@@ -1,0 +1,1 @@
+"""Bids, ads and items of a market become the `catalog` artifact: `python -m trainers.catalog --help`."""

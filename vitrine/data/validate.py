@@ -1,0 +1,288 @@
+"""Is this folder a market? Every problem is told by file, row and column, and what would be right (docs/data.md).
+
+Rows are counted from 0, as pandas and pyarrow count them. Files are read a row group at a time; what is kept is the
+ids, and each user's last time.
+"""
+
+import io
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitrine.data.market import missing
+from vitrine.data.schemas import EVENT_KINDS, SPLITS, TABLES, Column, DataError, Table, accepts
+
+__all__ = ["DataError", "validate"]
+
+MAX_PROBLEMS = 20
+MAX_BID = 1_000_000.0
+"""Bids above this are taken for a mistake of units."""
+MIN_TIME_MS, MAX_TIME_MS = 10**11, 4_102_444_800_000
+"""1973 to 2100: what lies outside is seconds, micro- or nanoseconds taken for milliseconds."""
+MAX_IMAGE_BYTES = 4 << 20
+MAX_IMAGE_PIXELS = 4096 * 4096
+
+_BATCH_ROWS = 1 << 16
+_REFERENCES = {"user_id": "users", "crowd_id": "crowds", "item_id": "items", "ad_id": "ads"}
+_ORDER = ("users", "crowds", "items", "ads", "bids", "events", "holdout", "images")  # referenced before referring
+
+Progress = Callable[[str, float], None]
+Ids = NDArray[np.uint64]
+
+
+def validate(
+    folder: Path | str,
+    tables: Collection[str] | None = None,
+    progress: Progress = lambda table, fraction: None,
+) -> None:
+    """Check a market folder, or those tables of it; progress(table, fraction read) is called after each batch.
+
+    References into a table that is not checked are not checked either. Raises DataError with the first problems
+    found, at most 20.
+    """
+    folder = Path(folder)
+    wanted = [name for name in _ORDER if tables is None or name in tables]
+    problems = [p for name in wanted for p in missing(folder, TABLES[name])]
+    if problems:
+        raise DataError(problems[:MAX_PROBLEMS], more=len(problems) > MAX_PROBLEMS)
+    check = _Check(folder)
+    for name in wanted:
+        if (folder / TABLES[name].file).exists():
+            check.table(TABLES[name], progress)
+    if check.problems:
+        raise DataError(check.problems)
+
+
+class _Check:
+    """Problems so far, and the ids of the tables read so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problems: list[str] = []
+        self._ids: dict[str, Ids] = {}
+        self._table = TABLES["users"]
+        self._start = 0
+
+    def table(self, table: Table, progress: Progress) -> None:
+        """Read one file through all its checks."""
+        self._table, self._start = table, 0
+        with pq.ParquetFile(self.folder / table.file) as file:
+            if not self._types(file.schema_arrow):
+                return
+            rows, keys = file.metadata.num_rows, []
+            last = _LastTimes(self._ids.get("users", np.empty(0, np.uint64)))
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[c.name for c in table.columns]):
+                columns = {c.name: self._column(c, batch.column(c.name)) for c in table.columns}
+                self._rows(columns, last)
+                keys.append(np.stack([columns[name] for name in table.key]) if table.key else np.empty((0, 0)))
+                self._start += batch.num_rows
+                progress(table.name, self._start / max(1, rows))
+        if table.key and keys:
+            self._unique(np.concatenate(keys, axis=1))
+        if len(table.key) == 1 and table.name in _REFERENCES.values():
+            self._ids[table.name] = np.unique(
+                np.concatenate([k[0] for k in keys]) if keys else np.empty(0, np.uint64)
+            )
+
+    # One method a family of mistakes. Values that are already reported are put right, so as to be reported once.
+
+    def _types(self, found: pa.Schema) -> bool:
+        wrong = [c for c in self._table.columns if not accepts(c.type, found.field(c.name).type)]
+        for column in wrong:
+            self._say(None, column.name, f"is {found.field(column.name).type}; wanted is {column.type}")
+        return not wrong
+
+    def _column(self, column: Column, values: pa.Array) -> Any:
+        """Nulls, zero ids and ids out of uint64 are reported; the result is numpy, or Arrow for lists and pictures."""
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if values.null_count and not column.nullable:
+            self._each(values.is_null().to_numpy(zero_copy_only=False), column.name, lambda row: "is null")
+        if pa.types.is_list(column.type):
+            return values
+        if pa.types.is_binary(column.type):
+            return values
+        if pa.types.is_string(column.type):
+            return values.cast(pa.string())
+        if column.name == "time_ms":
+            return values.fill_null(MIN_TIME_MS).cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False)
+        if pa.types.is_floating(column.type):
+            return values.fill_null(1.0).cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return self._id(column.name, values)
+
+    def _id(self, name: str, values: pa.Array) -> Ids:
+        """Ids as uint64, null and every refused one as 0; at least 1."""
+        present = values.is_valid().to_numpy(zero_copy_only=False)
+        numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
+        bad = present & (numbers <= 0)
+        self._each(bad, name, lambda row: f"{numbers[row]} is not an id; ids are whole numbers from 1")
+        return np.asarray(np.where(bad, 0, numbers).astype(np.uint64))
+
+    def _rows(self, columns: dict[str, Any], last: "_LastTimes") -> None:
+        """Checks of a table's own."""
+        name = self._table.name
+        if name == "bids":
+            bids = columns["bid"]
+            with np.errstate(invalid="ignore"):
+                self._each(
+                    ~(np.isfinite(bids) & (bids > 0)), "bid", lambda r: f"{bids[r]} is not a finite number > 0"
+                )
+            self._each(
+                np.isfinite(bids) & (bids > MAX_BID),
+                "bid",
+                lambda r: f"{bids[r]} is above {MAX_BID:,.0f}; bids are currency units a click",
+            )
+        if name in ("bids", "events", "holdout", "ads"):
+            for column in _REFERENCES.keys() & columns.keys():
+                if column != self._table.key[:1] or name != "ads":
+                    self._references(column, columns[column])
+        if name == "items":
+            self._item_crowds(columns["crowd_ids"])
+        if name in ("events", "holdout"):
+            self._events(columns, last)
+        if name == "images":
+            self._pictures(columns)
+
+    def _references(self, column: str, ids: Ids) -> None:
+        table = _REFERENCES[column]
+        if table not in self._ids:
+            return
+        unknown = (ids != 0) & ~np.isin(ids, self._ids[table])
+        self._each(unknown, column, lambda row: f"{ids[row]} is not in {TABLES[table].file}")
+
+    def _item_crowds(self, lists: pa.Array) -> None:
+        flat = lists.flatten()
+        row_of = np.repeat(np.arange(len(lists)), lists.value_lengths().fill_null(0).to_numpy())
+        nulls = flat.is_null().to_numpy(zero_copy_only=False)
+        numbers = flat.fill_null(1).to_numpy(zero_copy_only=False)
+
+        def entry(row: int) -> str:
+            return f"holds {numbers[row]}, which"
+
+        self._each(nulls, "crowd_ids", lambda row: "holds a null; leave it out", row_of)
+        zero = ~nulls & (numbers <= 0)
+        self._each(
+            zero, "crowd_ids", lambda row: f"{entry(row)} is not an id; ids are whole numbers from 1", row_of
+        )
+        ids = np.where(zero, 1, numbers).astype(np.uint64)
+        if "crowds" in self._ids:
+            unknown = ~nulls & ~zero & ~np.isin(ids, self._ids["crowds"])
+            self._each(unknown, "crowd_ids", lambda row: f"{entry(row)} is not in crowds.parquet", row_of)
+        order = np.lexsort((ids, row_of))
+        again = np.zeros(len(ids), bool)
+        again[order[1:]] = (np.diff(row_of[order]) == 0) & (np.diff(ids[order]) == 0)
+        self._each(again & ~nulls & ~zero, "crowd_ids", lambda row: f"{entry(row)} is there twice", row_of)
+
+    def _events(self, columns: dict[str, Any], last: "_LastTimes") -> None:
+        times, kinds, users = columns["time_ms"], columns["kind"], columns["user_id"]
+        absurd = (times < MIN_TIME_MS) | (times > MAX_TIME_MS)
+        self._each(
+            absurd, "time_ms", lambda row: f"{times[row]} is not in the years 1973 to 2100; milliseconds are wanted"
+        )
+        index = pc.index_in(kinds, pa.array(list(EVENT_KINDS))).fill_null(-1).to_numpy(zero_copy_only=False)
+        known = ", ".join(EVENT_KINDS)
+        self._each(
+            (index < 0) & kinds.is_valid().to_numpy(zero_copy_only=False),
+            "kind",
+            lambda row: f'"{kinds[row]}" is not one of {known}',
+        )
+        for number, (kind, column) in enumerate(EVENT_KINDS.items()):
+            without = (index == number) & (columns[column] == 0)
+            # An id that was 0 or negative is reported already, but says more with the kind that needs it.
+            self._each(without, column, lambda row, kind=kind: f"is null; a {kind} needs it")
+        if self._table.name == "events":
+            early = last.advance(users, np.where(absurd, MIN_TIME_MS, times)) & ~absurd
+            self._each(
+                early,
+                "time_ms",
+                lambda row: f"{times[row]} is before an earlier row of user {users[row]}; sort each user's by time",
+            )
+        else:
+            wrong = np.isin(index, [list(EVENT_KINDS).index(k) for k in ("view", "join", "leave", "impression")])
+            self._each(wrong, "kind", lambda row: f'"{kinds[row]}" cannot be held out; click or purchase can')
+
+    def _pictures(self, columns: dict[str, Any]) -> None:
+        splits, pictures = columns["split"], columns["image"]
+        known = pc.is_in(splits, pa.array(SPLITS)).to_numpy(zero_copy_only=False)
+        self._each(
+            ~known & splits.is_valid().to_numpy(zero_copy_only=False),
+            "split",
+            lambda row: f'"{splits[row]}" is not one of {", ".join(SPLITS)}',
+        )
+        for row, value in enumerate(pictures):
+            fault = _picture_fault(value.as_buffer()) if value.is_valid else None
+            if fault:
+                self._say(row, "image", fault)
+
+    def _unique(self, keys: Ids) -> None:
+        """keys: (columns of the key, rows)."""
+        self._start = 0
+        order = np.lexsort(keys[::-1])
+        again = np.zeros(keys.shape[1], bool)
+        again[order[1:]] = np.all(keys[:, order[1:]] == keys[:, order[:-1]], axis=0)
+        again &= np.all(keys != 0, axis=0)
+        names = " and ".join(self._table.key)
+        self._each(again, names, lambda row: f"{' and '.join(map(str, keys[:, row]))} is there twice")
+
+    def _each(
+        self,
+        bad: NDArray[np.bool_],
+        column: str,
+        what: Callable[[int], str],
+        row_of: NDArray[np.int64] | None = None,
+    ) -> None:
+        for at in np.flatnonzero(bad)[: MAX_PROBLEMS + 1]:
+            self._say(int(at if row_of is None else row_of[at]), column, what(int(at)))
+
+    def _say(self, row: int | None, column: str, what: str) -> None:
+        if len(self.problems) == MAX_PROBLEMS:
+            raise DataError(self.problems, more=True)
+        at = "" if row is None else f", row {self._start + row}"
+        self.problems.append(f"{self._table.file}{at}, column {column}: {what}")
+
+
+class _LastTimes:
+    """Each known user's latest time so far, over the batches of events."""
+
+    def __init__(self, users: Ids) -> None:
+        self._users = users
+        self._last = np.full(len(users), np.iinfo(np.int64).min)
+
+    def advance(self, users: Ids, times: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Mask of rows whose time is before the one before them of the same user; unknown users pass."""
+        early = np.zeros(len(users), bool)
+        if not len(self._users):
+            return early
+        at = np.minimum(np.searchsorted(self._users, users), len(self._users) - 1)
+        rows = np.flatnonzero(self._users[at] == users)
+        rows = rows[np.argsort(at[rows], kind="stable")]  # by user, in file order
+        slot, time = at[rows], times[rows]
+        first = np.append(True, slot[1:] != slot[:-1])[: len(rows)]
+        before = np.where(first, self._last[slot], np.append(0, time[:-1])[: len(rows)])
+        early[rows] = time < before
+        np.maximum.at(self._last, slot, time)
+        return early
+
+
+def _picture_fault(data: pa.Buffer) -> str | None:
+    """Why a picture cannot be used, or None."""
+    if data.size > MAX_IMAGE_BYTES:
+        return f"{data.size:,} bytes are more than {MAX_IMAGE_BYTES:,}; write the picture smaller"
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.format not in ("JPEG", "PNG"):
+                return f"is {picture.format}; wanted is JPEG or PNG"
+            if picture.width * picture.height > MAX_IMAGE_PIXELS:
+                return f"{picture.width}x{picture.height} is above {MAX_IMAGE_PIXELS:,} pixels; write it smaller"
+            picture.draft("RGB", (64, 64))
+            picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"cannot be decoded as a picture ({error}); wanted is a whole JPEG or PNG"
+    return None
