@@ -1,0 +1,1 @@
+"""What every process shares: settings, logs, metrics, gRPC server, health, errors, Kafka, Redis, embedded stack."""

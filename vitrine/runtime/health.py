@@ -1,0 +1,113 @@
+"""Health that tells the truth: named checks, asked again and again, decide what grpc.health.v1 answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2
+
+from vitrine.runtime import logs, metrics
+
+# None or True: fine. A string says why not; False says only that.
+Check = Callable[[], "str | bool | None"]
+
+_log = logs.get_logger(__name__)
+
+
+class Health:
+    """Status of the process and of each of its services: SERVING only while every readiness check passes.
+
+    ready:    checks that must pass, by name. Until `start` has asked them once the status is NOT_SERVING.
+    degraded: checks whose failure is shown (`vitrine_degraded`, a log line) while the process goes on serving.
+
+    Checks are asked every `interval_s` on one thread, so they must be quick: read a flag, call nobody. A check that
+    raises counts as failed. Every change is logged with its reason.
+    """
+
+    def __init__(
+        self,
+        ready: Mapping[str, Check] | None = None,
+        degraded: Mapping[str, Check] | None = None,
+        *,
+        interval_s: float = 0.2,
+    ) -> None:
+        self.servicer = grpc_health.HealthServicer()
+        self._ready = dict(ready or {})
+        self._degraded = dict(degraded or {})
+        self._services = {grpc_health.OVERALL_HEALTH}
+        self._reasons: dict[tuple[str, str], str | None] = {}
+        self._serving = False
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._interval_s = interval_s
+        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+        self._set_all()
+
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
+    def add_services(self, names: Iterable[str]) -> None:
+        """Full names of gRPC services that this process answers; each gets the process's status."""
+        with self._lock:
+            self._services |= set(names)
+            self._set_all()
+
+    def start(self) -> None:
+        self.refresh()
+        self._thread.start()
+
+    def refresh(self) -> bool:
+        """Asks every check now; True where the process serves."""
+        with self._lock:
+            if self._stopped.is_set():
+                return False
+            failures = [name for name, check in self._ready.items() if self._ask("ready", name, check) is not None]
+            for name, check in self._degraded.items():
+                metrics.degraded.labels(name).set(self._ask("degraded", name, check) is not None)
+            for name in self._ready:
+                metrics.not_ready.labels(name).set(name in failures)
+            self._publish(not failures)
+            return not failures
+
+    def drain(self) -> None:
+        """NOT_SERVING from here on, whatever the checks say."""
+        self._stopped.set()
+        with self._lock:
+            self._publish(False)
+            self.servicer.enter_graceful_shutdown()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_s):
+            self.refresh()
+
+    def _ask(self, kind: str, name: str, check: Check) -> str | None:
+        """The reason why `check` fails, or None; logged where it is not what it was."""
+        try:
+            answer = check()
+            reason = None if answer is None or answer is True else str(answer or "not ready")
+        except Exception as error:
+            reason = f"the check failed: {type(error).__name__}: {error}"
+        before = self._reasons.get((kind, name))
+        self._reasons[kind, name] = reason
+        if reason != before:
+            if reason is None:
+                _log.info("check passes again", check=name, kind=kind)
+            else:
+                _log.warning("check fails", check=name, kind=kind, reason=reason)
+        return reason
+
+    def _publish(self, serving: bool) -> None:
+        if serving == self._serving:
+            return
+        self._serving = serving
+        self._set_all()
+        _log.info("serving" if serving else "not serving")
+
+    def _set_all(self) -> None:
+        metrics.serving.set(self._serving)
+        codes = health_pb2.HealthCheckResponse
+        for name in self._services:
+            self.servicer.set(name, codes.SERVING if self._serving else codes.NOT_SERVING)
