@@ -30,9 +30,7 @@ def main(
     market: Annotated[Path, typer.Option(help="market folder (docs/data.md)")],
     store: Annotated[str, typer.Option(help="artifact store: a folder or an fsspec URL")],
     namespace: Annotated[str, typer.Option(help="prefix of the artifact's name")] = "",
-    work: Annotated[
-        Path | None, typer.Option(help="folder of finished tasks; without it nothing is resumed")
-    ] = None,
+    work: Annotated[Path | None, typer.Option(help="folder of finished tasks, to resume from")] = None,
     half_life_days: Annotated[float, typer.Option(min=0.001, help="after which an event's weight halves")] = 30.0,
 ) -> None:
     """Turn a market's crowds, ads, bids and items into the `catalog` artifact and publish it.

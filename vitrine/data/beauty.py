@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from vitrine.data import draws
 from vitrine.data.market import MarketWriter
@@ -27,6 +28,7 @@ START_MS = 1_704_067_200_000  # 2024-01-01 UTC; the source knows order in time, 
 DAY_MS = 86_400_000
 
 Progress = Callable[[str, float], None]
+Ids = NDArray[np.uint64]
 
 
 def recognise(folder: Path | str) -> bool:
@@ -51,31 +53,36 @@ def convert(
             progress(stage, 1.0)
 
 
-def _write_items(folder: Path, market: MarketWriter, seed: int) -> None:
-    table = pq.read_table(folder / ATTRIBUTES).sort_by("item_id").combine_chunks()
+def _item_attributes(folder: Path) -> tuple[Ids, Ids, Ids]:
+    """(items ascending, item of each pair, attribute of each pair), pairs ascending; some are twice in the source."""
+    table = pq.read_table(folder / ATTRIBUTES)
     items = table["item_id"].to_numpy().astype(np.uint64)
-    attributes = table["attribute_ids"].combine_chunks()
-    lengths = attributes.value_lengths().to_numpy()
-    flat = attributes.flatten().to_numpy()
-    crowds, counts = np.unique(flat, return_counts=True)
+    lists = table["attribute_ids"].combine_chunks()
+    pairs = np.stack(
+        [np.repeat(items, lists.value_lengths().to_numpy()), lists.flatten().to_numpy().astype(np.uint64)]
+    )
+    return np.sort(items), *np.unique(pairs, axis=1)
+
+
+def _write_items(folder: Path, market: MarketWriter, seed: int) -> None:
+    items, owners, attributes = _item_attributes(folder)
+    starts = np.searchsorted(owners, items)
+    crowds, counts = np.unique(attributes, return_counts=True)
 
     # Brands are rarer than categories: an item's rarest attribute stands for who sells it; ties: the lower id.
-    owner = np.repeat(np.arange(len(items)), lengths)
-    order = np.lexsort((flat, counts[np.searchsorted(crowds, flat)], owner))
-    advertiser = flat[order[np.concatenate(([0], np.cumsum(lengths)[:-1]))]].astype(np.uint64)
+    rarest_first = np.lexsort((attributes, counts[np.searchsorted(crowds, attributes)], owners))
+    advertisers = attributes[rarest_first[starts]]
 
     titles = [f"item {i}" for i in items]
-    market.write("items", item_id=items, crowd_ids=attributes, title=titles)
-    market.write("ads", ad_id=items, advertiser_id=advertiser, item_id=items, title=titles)
-    market.write("crowds", crowd_id=crowds.astype(np.uint64), name=[f"attribute {c}" for c in crowds])
+    lists = pa.ListArray.from_arrays(pa.array(np.append(starts, len(owners)), pa.int32()), pa.array(attributes))
+    market.write("items", item_id=items, crowd_ids=lists, title=titles)
+    market.write("ads", ad_id=items, advertiser_id=advertisers, item_id=items, title=titles)
+    market.write("crowds", crowd_id=crowds, name=[f"attribute {c}" for c in crowds])
 
 
 def _write_bids(folder: Path, market: MarketWriter, seed: int) -> None:
     """Each ad bids on each of its attributes: lognormal, median 0.37, drawn by (ad, crowd)."""
-    table = pq.read_table(folder / ATTRIBUTES)
-    attributes = table["attribute_ids"].combine_chunks()
-    ads = np.repeat(table["item_id"].to_numpy(), attributes.value_lengths().to_numpy()).astype(np.uint64)
-    crowds = attributes.flatten().to_numpy().astype(np.uint64)
+    _, ads, crowds = _item_attributes(folder)
     order = np.lexsort((ads, crowds))
     ads, crowds = ads[order], crowds[order]
     bids = np.exp(-1.0 + 0.8 * draws.normal(seed, "bid", ads, crowds)).astype(np.float32)

@@ -6,6 +6,7 @@ ids, and each user's last time.
 
 import io
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ MAX_IMAGE_PIXELS = 4096 * 4096
 _BATCH_ROWS = 1 << 16
 _REFERENCES = {"user_id": "users", "crowd_id": "crowds", "item_id": "items", "ad_id": "ads"}
 _ORDER = ("users", "crowds", "items", "ads", "bids", "events", "holdout", "images")  # referenced before referring
+
+_REPORTED = np.uint64(2**64 - 1)  # stands for an id that was refused, so that it is told once
+_NOT_AN_ID = "is not an id; ids are whole numbers from 1"
 
 Progress = Callable[[str, float], None]
 Ids = NDArray[np.uint64]
@@ -100,14 +104,12 @@ class _Check:
         return not wrong
 
     def _column(self, column: Column, values: pa.Array) -> Any:
-        """Nulls, zero ids and ids out of uint64 are reported; the result is numpy, or Arrow for lists and pictures."""
+        """Values as numpy, or as Arrow where they are lists, strings or pictures; nulls and bad ids are reported."""
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
         if values.null_count and not column.nullable:
             self._each(values.is_null().to_numpy(zero_copy_only=False), column.name, lambda row: "is null")
-        if pa.types.is_list(column.type):
-            return values
-        if pa.types.is_binary(column.type):
+        if pa.types.is_list(column.type) or pa.types.is_binary(column.type):
             return values
         if pa.types.is_string(column.type):
             return values.cast(pa.string())
@@ -118,31 +120,21 @@ class _Check:
         return self._id(column.name, values)
 
     def _id(self, name: str, values: pa.Array) -> Ids:
-        """Ids as uint64, null and every refused one as 0; at least 1."""
+        """Ids as uint64; null is 0, and what is not an id, once reported, _REPORTED."""
         present = values.is_valid().to_numpy(zero_copy_only=False)
         numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
         bad = present & (numbers <= 0)
-        self._each(bad, name, lambda row: f"{numbers[row]} is not an id; ids are whole numbers from 1")
-        return np.asarray(np.where(bad, 0, numbers).astype(np.uint64))
+        self._each(bad, name, lambda row: f"{numbers[row]} {_NOT_AN_ID}")
+        return np.asarray(np.where(bad, _REPORTED, numbers.astype(np.uint64)))
 
     def _rows(self, columns: dict[str, Any], last: "_LastTimes") -> None:
         """Checks of a table's own."""
         name = self._table.name
         if name == "bids":
-            bids = columns["bid"]
-            with np.errstate(invalid="ignore"):
-                self._each(
-                    ~(np.isfinite(bids) & (bids > 0)), "bid", lambda r: f"{bids[r]} is not a finite number > 0"
-                )
-            self._each(
-                np.isfinite(bids) & (bids > MAX_BID),
-                "bid",
-                lambda r: f"{bids[r]} is above {MAX_BID:,.0f}; bids are currency units a click",
-            )
-        if name in ("bids", "events", "holdout", "ads"):
-            for column in _REFERENCES.keys() & columns.keys():
-                if column != self._table.key[:1] or name != "ads":
-                    self._references(column, columns[column])
+            self._bids(columns["bid"])
+        for column in _REFERENCES.keys() & columns.keys():
+            if self._table.key != (column,) or name == "holdout":
+                self._references(column, columns[column])
         if name == "items":
             self._item_crowds(columns["crowd_ids"])
         if name in ("events", "holdout"):
@@ -150,11 +142,17 @@ class _Check:
         if name == "images":
             self._pictures(columns)
 
+    def _bids(self, bids: NDArray[np.float64]) -> None:
+        good = np.isfinite(bids) & (bids > 0)
+        self._each(~good, "bid", lambda row: f"{bids[row]} is not a finite number > 0")
+        limit = f"above {MAX_BID:,.0f}; bids are currency units a click"
+        self._each(good & (bids > MAX_BID), "bid", lambda row: f"{bids[row]} is {limit}")
+
     def _references(self, column: str, ids: Ids) -> None:
         table = _REFERENCES[column]
         if table not in self._ids:
             return
-        unknown = (ids != 0) & ~np.isin(ids, self._ids[table])
+        unknown = (ids != 0) & (ids != _REPORTED) & ~np.isin(ids, self._ids[table])
         self._each(unknown, column, lambda row: f"{ids[row]} is not in {TABLES[table].file}")
 
     def _item_crowds(self, lists: pa.Array) -> None:
@@ -195,8 +193,7 @@ class _Check:
         )
         for number, (kind, column) in enumerate(EVENT_KINDS.items()):
             without = (index == number) & (columns[column] == 0)
-            # An id that was 0 or negative is reported already, but says more with the kind that needs it.
-            self._each(without, column, lambda row, kind=kind: f"is null; a {kind} needs it")
+            self._each(without, column, partial(_needed_by, kind))
         if self._table.name == "events":
             early = last.advance(users, np.where(absurd, MIN_TIME_MS, times)) & ~absurd
             self._each(
@@ -227,7 +224,7 @@ class _Check:
         order = np.lexsort(keys[::-1])
         again = np.zeros(keys.shape[1], bool)
         again[order[1:]] = np.all(keys[:, order[1:]] == keys[:, order[:-1]], axis=0)
-        again &= np.all(keys != 0, axis=0)
+        again &= np.all((keys != 0) & (keys != _REPORTED), axis=0)
         names = " and ".join(self._table.key)
         self._each(again, names, lambda row: f"{' and '.join(map(str, keys[:, row]))} is there twice")
 
@@ -269,6 +266,10 @@ class _LastTimes:
         early[rows] = time < before
         np.maximum.at(self._last, slot, time)
         return early
+
+
+def _needed_by(kind: str, row: int) -> str:
+    return f"is null; a {kind} needs it"
 
 
 def _picture_fault(data: pa.Buffer) -> str | None:
