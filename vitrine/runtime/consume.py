@@ -1,0 +1,305 @@
+"""The loop that reads one topic in a consumer group and hands batches to a handler, from offsets it keeps.
+
+Where reading starts is the handler's to say (watermarks in Redis), never Kafka's: a log that no longer has that
+record ends the loop with LogLostError. The handler's methods run on the thread that called `run`, one at a
+time; `revoked` may run on kafka-python's network thread while that thread waits, so they never overlap.
+
+A handler says "not now" by raising UnavailableError (Redis is away). The loop then reads nothing, stays in the
+group, and about once a second asks `assigned` again for all its partitions; when that answers, it reads on from
+there. That is the only way back: what a half-done batch left behind is the watermarks' business.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import structlog
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
+
+from vitrine.errors import UnavailableError
+from vitrine.runtime.kafka import answering, log_lost, parse_url, partition_count
+
+_log = structlog.get_logger(__name__)
+
+
+class Record(Protocol):
+    """What the loop hands over: kafka-python's ConsumerRecord. `timestamp` is the append time, milliseconds."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+class Handler(Protocol):
+    """What is done with the records; see the module for who calls when."""
+
+    def assigned(self, partitions: list[int]) -> Mapping[int, int]:
+        """These partitions are this loop's: their next offsets. May take its time; heartbeats go on."""
+
+    def revoked(self, partitions: list[int]) -> None:
+        """These are no longer. Short, and no calls back into the loop: the group is waiting."""
+
+    def batch(self, records: Mapping[int, Sequence[Record]]) -> None:
+        """Records in offset order, by partition."""
+
+    def idle(self) -> None:
+        """About once a second, also while records flow; not while the loop waits for `assigned`."""
+
+
+class ConsumerLoop:
+    """Reads `topic` as a member of `group`; see the module.
+
+    member:           static membership: a restart under the same name gets its partitions back at once, while
+                      another live process of that name ends this one. Empty: an ordinary member
+    session_timeout_ms: how long a member may be silent before its partitions go to others
+    max_poll_records: the longest batch
+    fetch_max_wait_ms: how long a broker may hold an unanswered fetch; not a delay of records
+
+    With `memory://` there is no group: the loop takes every partition.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        topic: str,
+        group: str,
+        handler: Handler,
+        *,
+        member: str = "",
+        session_timeout_ms: int = 30_000,
+        heartbeat_interval_ms: int = 1_000,
+        max_poll_records: int = 2_000,
+        fetch_max_wait_ms: int = 250,
+        poll_ms: int = 100,
+        idle_s: float = 1.0,
+    ) -> None:
+        self.topic = topic
+        self.group = group
+        self._url = url
+        self._config = parse_url(url)
+        self._handler = handler
+        self._poll_ms = poll_ms
+        self._idle_s = idle_s
+        self._settings: dict[str, Any] = self._config.kwargs() | {
+            "auto_offset_reset": "none",
+            "enable_auto_commit": False,
+            "max_poll_records": max_poll_records,
+            # The in-memory broker answers a waiting fetch only when its time is up, records or not.
+            "fetch_max_wait_ms": 5 if self._config.memory else fetch_max_wait_ms,
+            "allow_auto_create_topics": self._config.memory,
+        }
+        if not self._config.memory:
+            self._settings |= {
+                "group_id": group,
+                "group_instance_id": member or None,
+                "session_timeout_ms": session_timeout_ms,
+                "heartbeat_interval_ms": heartbeat_interval_ms,
+                "partition_assignment_strategy": [CooperativeStickyAssignor],
+            }
+        self._consumer: KafkaConsumer | None = None
+        self._stop = threading.Event()
+        self._asked_to_pause = False
+        self._waiting = False  # the handler said "not now"
+        self._owned: set[int] = set()
+        self._unplaced: set[int] = set()  # owned, but the handler has not said yet from where
+        self._lag: dict[int, int] = {}
+        self._contact = time.monotonic()
+
+    # What others ask, from any thread.
+
+    def stop(self) -> None:
+        """Ends `run` after the batch in hand; from any thread or a signal handler."""
+        self._stop.set()
+
+    def pause(self) -> None:
+        """Reads nothing until `resume`; membership, `idle` and rebalances go on."""
+        self._asked_to_pause = True
+
+    def resume(self) -> None:
+        """Undoes `pause`."""
+        self._asked_to_pause = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is read: asked for, or because the handler is unavailable."""
+        return self._asked_to_pause or self._waiting
+
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions that are being read from where the handler said."""
+        return sorted(self._owned - self._unplaced)
+
+    @property
+    def seconds_since_contact(self) -> float:
+        """Seconds since Kafka last answered; asked about once a second."""
+        return time.monotonic() - self._contact
+
+    def lag(self) -> dict[int, int]:
+        """Records not yet read, by partition, about a second old."""
+        return dict(self._lag)
+
+    # What the handler may call from its methods.
+
+    def seek(self, partition: int, offset: int) -> None:
+        """The next record of `partition` to hand over is `offset`."""
+        self._client().seek(self._place(partition), offset)
+
+    def commit(self, offsets: Mapping[int, int]) -> None:
+        """Tells Kafka the next offsets, for lag monitors. Not waited for; a failure costs nothing."""
+        if self._config.memory or not offsets:
+            return
+        self._client().commit_async(
+            {self._place(p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
+        )
+
+    # The loop.
+
+    def run(self) -> None:
+        """Reads until `stop`.
+
+        Raises LogLostError (see there), NotFoundError where the topic does not exist, UnavailableError where no
+        broker answers at the start, kafka's FencedInstanceIdError where another process took the same member
+        name, and whatever the handler raises. A broker lost on the way is waited for.
+        """
+        consumer = self._connect()
+        try:
+            next_idle = time.monotonic()
+            while not self._stop.is_set():
+                self._apply_pauses(consumer)
+                records = self._poll(consumer)
+                if records:
+                    self._contact = time.monotonic()
+                try:
+                    if self._unplaced and not self._asked_to_pause and self._may_ask(next_idle):
+                        self._ask_where(consumer)
+                    if records:
+                        self._handler.batch(records)
+                    if time.monotonic() >= next_idle and not self._waiting:
+                        self._handler.idle()
+                except UnavailableError as error:
+                    self._wait_for_handler(error)
+                if time.monotonic() >= next_idle:
+                    self._measure(consumer)
+                    next_idle = time.monotonic() + self._idle_s
+        finally:
+            self._consumer = None
+            consumer.close(autocommit=False, timeout_ms=2_000)
+
+    def _connect(self) -> KafkaConsumer:
+        with answering(self._url):
+            consumer = KafkaConsumer(**self._settings)
+        try:
+            count = partition_count(consumer, self.topic)
+            if self._config.memory:
+                consumer.assign([self._place(p) for p in range(count)])
+                self._take(consumer, range(count))
+            else:
+                consumer.subscribe([self.topic], listener=_Listener(self))
+        except BaseException:
+            consumer.close(autocommit=False, timeout_ms=2_000)
+            raise
+        self._consumer = consumer
+        self._contact = time.monotonic()
+        return consumer
+
+    def _poll(self, consumer: KafkaConsumer) -> dict[int, list[Record]]:
+        try:
+            polled = consumer.poll(timeout_ms=self._poll_ms)
+        except OffsetOutOfRangeError as error:
+            ((place, wanted),) = error.args[0].items()
+            raise log_lost(consumer, self.topic, place.partition, wanted) from error
+        except LogTruncationError as error:
+            place = next(iter(error.divergent_offsets))
+            raise log_lost(consumer, self.topic, place.partition, consumer.position(place)) from error
+        return {place.partition: records for place, records in polled.items()}
+
+    def _take(self, consumer: KafkaConsumer, partitions: Iterable[int]) -> None:
+        """New partitions: held still, at a place that is never read from, until the handler has said where."""
+        for partition in partitions:
+            consumer.seek(self._place(partition), 0)
+            consumer.pause(self._place(partition))
+            self._owned.add(partition)
+            self._unplaced.add(partition)
+
+    def _give(self, partitions: set[int]) -> None:
+        placed = partitions & (self._owned - self._unplaced)
+        self._owned -= partitions
+        self._unplaced -= partitions
+        if placed:
+            self._handler.revoked(sorted(placed))
+
+    def _may_ask(self, next_idle: float) -> bool:
+        return not self._waiting or time.monotonic() >= next_idle
+
+    def _ask_where(self, consumer: KafkaConsumer) -> None:
+        asked = sorted(self._unplaced)
+        offsets = self._handler.assigned(asked)
+        for partition in asked:
+            consumer.seek(self._place(partition), offsets[partition])
+        self._unplaced -= set(asked)
+        if self._waiting:
+            self._waiting = False
+            _log.info("reading again", topic=self.topic, partitions=asked)
+
+    def _wait_for_handler(self, error: UnavailableError) -> None:
+        if not self._waiting:
+            _log.warning("reading nothing until the handler is available", topic=self.topic, reason=str(error))
+        self._waiting = True
+        self._unplaced = set(self._owned)
+
+    def _apply_pauses(self, consumer: KafkaConsumer) -> None:
+        """Makes kafka-python's pauses what they should be: the unplaced partitions, or all."""
+        still = {self._place(p) for p in (self._owned if self._asked_to_pause else self._unplaced)}
+        assigned = consumer.assignment()
+        paused = consumer.paused()
+        consumer.pause(*(still & assigned) - paused)
+        consumer.resume(*(paused & assigned) - still)
+
+    def _measure(self, consumer: KafkaConsumer) -> None:
+        """One small question to the broker: proves contact and tells the lag."""
+        asked = sorted(self._owned) or [0]
+        try:
+            ends = consumer.end_offsets([self._place(p) for p in asked], timeout_ms=1_000)
+            self._lag = {
+                p: max(0, ends[self._place(p)] - consumer.position(self._place(p), timeout_ms=0))
+                for p in self.partitions
+            }
+        except KafkaError:
+            return  # seconds_since_contact grows, and health speaks of it
+        self._contact = time.monotonic()
+
+    def _place(self, partition: int) -> TopicPartition:
+        return TopicPartition(self.topic, partition)
+
+    def _client(self) -> KafkaConsumer:
+        if self._consumer is None:
+            raise RuntimeError("the loop is not running")
+        return self._consumer
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """Rebalances, on kafka-python's network thread while the loop's thread waits in poll."""
+
+    def __init__(self, loop: ConsumerLoop) -> None:
+        self._loop = loop
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        partitions = sorted(place.partition for place in assigned)
+        _log.info("partitions assigned", topic=self._loop.topic, partitions=partitions)
+        self._loop._take(self._loop._client(), partitions)
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        partitions = {place.partition for place in revoked}
+        if partitions:
+            _log.info("partitions revoked", topic=self._loop.topic, partitions=sorted(partitions))
+            self._loop._give(partitions)
+
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        self.on_partitions_revoked(lost)

@@ -1,0 +1,199 @@
+"""Kafka by URL: clients with this system's settings, and the few questions asked of a cluster.
+
+A URL is `kafka://host:port[,host:port]`, or `memory://host:port` for the in-memory broker of the embedded
+stack, which speaks an older protocol and cannot create topics. Records are read by `consume.ConsumerLoop` and
+`tail.Tail`; docs/streaming.md tells the whole story.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from vitrine.api.events.v1 import events_pb2
+from vitrine.errors import FieldError, NotFoundError, UnavailableError
+
+# Back to a restarted broker within a second; kafka-python's default waits up to thirty.
+_RECONNECT_MAX_MS = 1_000
+_DEAD_LETTER_VALUE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """Where a cluster is; `kwargs()` is what every kafka-python client is given.
+
+    bootstrap: "host:port" of one broker or more
+    memory:    the in-memory broker of the embedded stack
+    """
+
+    bootstrap: tuple[str, ...]
+    memory: bool
+
+    def kwargs(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "bootstrap_servers": list(self.bootstrap),
+            "reconnect_backoff_max_ms": _RECONNECT_MAX_MS,
+            "metrics_enabled": False,
+        }
+        if self.memory:
+            settings["api_version"] = (2, 3)
+        return settings
+
+
+def parse_url(url: str) -> ClientConfig:
+    """Raises FieldError("kafka_url") where `url` is not a Kafka URL."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("kafka", "memory"):
+        raise FieldError("kafka_url", f"{url!r} is not a Kafka URL; write kafka://host:port[,host:port]")
+    servers = tuple(server.strip() for server in rest.rstrip("/").split(","))
+    for server in servers:
+        host, colon, port = server.rpartition(":")
+        if not host or not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise FieldError("kafka_url", f"{server!r} in {url!r} is not host:port")
+    return ClientConfig(servers, memory=scheme == "memory")
+
+
+def key_of(id: int) -> bytes:
+    """The record key of an id: decimal ASCII."""
+    return b"%d" % id
+
+
+def producer(url: str, *, linger_ms: int = 1, **overrides: Any) -> KafkaProducer:
+    """A producer whose records survive (acks=all, idempotent) and keep the order of their keys.
+
+    Partitions by murmur2 of the key, as every producer of these topics must. `linger_ms` gathers a batch for
+    that long; `overrides` are kafka-python's. Raises UnavailableError where no broker answers.
+    """
+    config = parse_url(url)
+    settings = config.kwargs() | {"acks": "all", "enable_idempotence": True, "linger_ms": linger_ms}
+    with answering(url):
+        return KafkaProducer(**(settings | overrides))
+
+
+@contextlib.contextmanager
+def admin(url: str, *, timeout_s: float = 10.0) -> Iterator[KafkaAdminClient]:
+    """An admin client for a while. Raises UnavailableError where no broker answers within `timeout_s`."""
+    config = parse_url(url).kwargs()
+    config.pop("metrics_enabled")  # the admin client has no such switch
+    with answering(url):
+        client = KafkaAdminClient(**config, bootstrap_timeout_ms=int(timeout_s * 1000))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextlib.contextmanager
+def answering(url: str) -> Iterator[None]:
+    """Turns kafka-python's errors of reaching a broker into an UnavailableError that names the URL."""
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise UnavailableError(f"Kafka does not answer at {url}: {error}") from error
+
+
+def wait_ready(url: str, *, timeout_s: float = 30.0) -> None:
+    """Returns once the cluster answers a metadata request. Raises UnavailableError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with admin(url, timeout_s=max(0.5, min(5.0, deadline - time.monotonic()))) as client:
+                client.describe_cluster()
+                return
+        except (UnavailableError, KafkaError) as error:
+            if time.monotonic() >= deadline:
+                raise UnavailableError(f"Kafka at {url} was not ready after {timeout_s:.0f} s: {error}") from error
+            time.sleep(0.1)
+
+
+def cluster_id(url: str) -> str:
+    """The cluster's id. Offsets mean something within one cluster only, so watermarks carry it."""
+    with admin(url) as client, answering(url):
+        found = client.describe_cluster()["cluster_id"]
+    if not found:
+        raise UnavailableError(f"the cluster at {url} has no id")
+    return str(found)
+
+
+def partition_count(consumer: KafkaConsumer, topic: str, *, timeout_s: float = 10.0) -> int:
+    """How many partitions `topic` has. Raises NotFoundError where it is still missing after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        partitions = consumer.partitions_for_topic(topic)
+        if partitions:
+            return len(partitions)
+        if time.monotonic() >= deadline:
+            raise NotFoundError(f"topic {topic} does not exist; `vitrine topics create` makes it")
+        time.sleep(0.1)
+
+
+class LogLostError(RuntimeError):
+    """The log no longer has (or never had) the record that is to be read next: state and log do not fit."""
+
+    def __init__(self, topic: str, partition: int, wanted: int, available: tuple[int, int] | None) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.wanted = wanted
+        self.available = available
+        has = "offsets unknown" if available is None else f"offsets {available[0]} to {available[1]}"
+        super().__init__(
+            f"{topic}, partition {partition}: wanted offset {wanted}, but the log has {has}. Records between "
+            "were deleted, or this is another cluster or a topic made anew. Way out: rebuild the state from the "
+            "inputs under a fresh VITRINE_NAMESPACE; raise the topic's retention.ms if records expired unread."
+        )
+
+
+def log_lost(consumer: KafkaConsumer, topic: str, partition: int, wanted: int) -> LogLostError:
+    """The LogLostError of a failed read, with the offsets that the log has."""
+    place = TopicPartition(topic, partition)
+    try:
+        available = (
+            consumer.beginning_offsets([place], timeout_ms=5_000)[place],
+            consumer.end_offsets([place], timeout_ms=5_000)[place],
+        )
+    except KafkaError:
+        available = None
+    return LogLostError(topic, partition, wanted, available)
+
+
+class DeadLetters:
+    """Sends records that cannot be applied to the dead-letter topic, keyed by their origin.
+
+    The same record twice is the same key, so compaction keeps one.
+    """
+
+    def __init__(self, producer: KafkaProducer, topic: str, *, timeout_s: float = 30.0) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._timeout_s = timeout_s
+
+    def send(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        append_time_ms: int,
+        key: bytes | None,
+        value: bytes | None,
+        reason: str,
+    ) -> None:
+        """Returns when the broker has it. Raises UnavailableError where it does not within the timeout."""
+        letter = events_pb2.DeadLetter(
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            append_time_ms=append_time_ms,
+            key=key or b"",
+            value=(value or b"")[:_DEAD_LETTER_VALUE_BYTES],
+            reason=reason,
+        )
+        try:
+            self._producer.send(
+                self._topic, key=f"{topic}/{partition}/{offset}".encode(), value=letter.SerializeToString()
+            ).get(timeout=self._timeout_s)
+        except KafkaError as error:
+            raise UnavailableError(f"a dead letter could not be written to {self._topic}: {error}") from error
