@@ -13,12 +13,14 @@ from prometheus_client import (
     Histogram,
     Metric,
     ProcessCollector,
+    disable_created_metrics,
     start_http_server,
 )
 from prometheus_client.registry import Collector
 
 # Domain metrics register here as well: Counter("vitrine_...", "...", registry=REGISTRY).
 REGISTRY = CollectorRegistry()
+disable_created_metrics()
 ProcessCollector(registry=REGISTRY)
 
 # Seconds. A fetch is below a millisecond, a scan or a scoring call a few; 2.5 s is past every sane deadline.

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -34,8 +35,8 @@ class StartError(Exception):
 class Process:
     """A gRPC server with health, metrics and an orderly end.
 
-    `serve` is all that a service needs. Tests, and workers whose own thread may fail, use the parts: `start`, `run`,
-    and `stop` from any thread.
+    `serve` is all that a service needs. A worker whose own thread may fail uses `run`, and `stop` from that thread;
+    tests use `start` and `drain`.
     """
 
     def __init__(
@@ -89,13 +90,14 @@ class Process:
         """Binds, serves and announces the addresses; raises StartError where a port is taken."""
         settings = self._settings
         try:
+            _try_to_bind(settings.host, settings.port)  # where grpc fails to, it says on stderr what it pleases
             port = self.server.add_insecure_port(f"{_bracketed(settings.host)}:{settings.port}")
-        except RuntimeError as error:
-            raise StartError(_taken(settings.host, "port", settings.port)) from error
+        except (OSError, RuntimeError) as error:
+            raise StartError(_cannot_listen(settings.host, "port", settings.port, error)) from error
         try:
             self._metrics = metrics.MetricsServer(settings.host, settings.metrics_port, settings.namespace)
         except OSError as error:
-            raise StartError(_taken(settings.host, "metrics_port", settings.metrics_port)) from error
+            raise StartError(_cannot_listen(settings.host, "metrics_port", settings.metrics_port, error)) from error
         self.address = f"{_bracketed(settings.host)}:{port}"
         self.metrics_address = f"{_bracketed(settings.host)}:{self._metrics.port}"
         self.server.start()
@@ -292,9 +294,18 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _taken(host: str, field: str, port: int) -> str:
+def _try_to_bind(host: str, port: int) -> None:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind(address)
+        trial.listen(1)
+
+
+def _cannot_listen(host: str, field: str, port: int, error: Exception) -> str:
     flag, variable = "--" + field.replace("_", "-"), "VITRINE_" + field.upper()
-    return f"cannot listen on {host}:{port}: in use, or not allowed; another {flag} ({variable}), or 0, takes a free one"
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"cannot listen on {host}:{port} ({why}); give another {flag} (or {variable}), or 0 for a free one"
 
 
 def _write_whole(path: Path, text: str) -> None:
