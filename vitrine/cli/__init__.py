@@ -1,1 +1,126 @@
-def main() -> None: ...
+"""The `vitrine` command: starts services and trainers by module name, and holds the operator's tools."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitrine.cli import artifacts, data, demo, doctor, topics
+
+app = typer.Typer(
+    name="vitrine",
+    help="Serve display ads and visual search from logs, pictures and graphs.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(topics.app, name="topics")
+app.add_typer(data.app, name="data")
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+
+# Everything after the name belongs to the process that is started, --help too.
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+SERVICES = {"ann": ["services.ann"], "matching": ["services.matching", "server"], "ctr": ["services.ctr"]}
+DISTRIBUTED = ("des", "softmax")
+PLAIN = ("bdg", "catalog")
+
+
+def applications_root() -> Path:
+    """The folder that holds `services/` and `trainers/`: the checkout, or the image's root.
+
+    Raises typer.Exit(2) where there is none: the bare wheel has the library alone.
+    """
+    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if (root / "services" / "__init__.py").is_file():
+            return root
+    typer.echo("vitrine: services/ and trainers/ are not here; run in a checkout or in the image", err=True)
+    raise typer.Exit(2)
+
+
+def application_environment() -> dict[str, str]:
+    """This process's environment with the applications' root on the module path."""
+    path = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(applications_root()), path]))}
+
+
+def _become(arguments: list[str]) -> None:
+    """Replace this process, so that signals and the exit code are the application's own."""
+    environment = application_environment()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606
+
+
+def _choose(name: str, names: tuple[str, ...], what: str) -> None:
+    if name not in names:
+        raise typer.BadParameter(f"{name!r} is not a {what}: choose from {', '.join(names)}")
+
+
+@app.command(context_settings=_PASS_ON)
+def serve(context: typer.Context, service: Annotated[str, typer.Argument(help="ann, matching or ctr")]) -> None:
+    """Start a gRPC service. Flags after its name are its own; every flag is a VITRINE_ variable too.
+
+    Examples:
+
+        vitrine serve ann --store ./store --port 7001
+
+        vitrine serve matching --store ./store --redis-url redis://127.0.0.1:6379 --kafka-url kafka://127.0.0.1:9092
+
+        vitrine serve ctr --help
+    """
+    _choose(service, tuple(SERVICES), "service")
+    module, *role = SERVICES[service]
+    _become(["-m", module, *role, *context.args])
+
+
+@app.command(context_settings=_PASS_ON)
+def work(context: typer.Context) -> None:
+    """Start a matching worker: it applies user events and keeps every user's ad list fresh.
+
+    Examples:
+
+        vitrine work --store ./store --redis-url redis://127.0.0.1:6379 --kafka-url kafka://127.0.0.1:9092
+
+        vitrine work --worker-id worker-1
+    """
+    _become(["-m", "services.matching", "worker", *context.args])
+
+
+@app.command(context_settings=_PASS_ON)
+def train(
+    context: typer.Context,
+    trainer: Annotated[str, typer.Argument(help="des, softmax, bdg or catalog")],
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="processes of des and softmax on this machine")] = 2,
+) -> None:
+    """Run a trainer; it ends in a published artifact. `--processes` comes before the trainer's name.
+
+    Examples:
+
+        vitrine train catalog --market ./market --store ./store
+
+        vitrine train --processes 2 des --market ./market --store ./store
+
+        vitrine train softmax --images ./market/images.parquet --store ./store
+
+        vitrine train bdg --store ./store
+    """
+    _choose(trainer, DISTRIBUTED + PLAIN, "trainer")
+    _become([*trainer_arguments(trainer, processes), *context.args])
+
+
+def trainer_arguments(trainer: str, processes: int) -> list[str]:
+    """Arguments of Python that start a trainer: under torchrun where it is a distributed program."""
+    if trainer in DISTRIBUTED and processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        return [*torchrun, "-m", f"trainers.{trainer}"]
+    return ["-m", f"trainers.{trainer}"]
+
+
+def main() -> None:
+    """Entry point of the `vitrine` script."""
+    app()

@@ -1,0 +1,65 @@
+"""`vitrine data`: make, convert and check a market folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vitrine.cli.progress import stages
+from vitrine.data import beauty, simulator, validate
+from vitrine.data.validate import DataError
+
+app = typer.Typer(help="Make, convert and check the Parquet folder that everything is trained from.", no_args_is_help=True)
+_console = Console(stderr=True)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    users: Annotated[int, typer.Option(min=1)] = 5_000,
+    ads: Annotated[int, typer.Option(min=1)] = 2_000,
+    seed: int = 1,
+) -> None:
+    """Write a simulated market of any size.
+
+    Example:
+
+        vitrine data simulate ./market --users 100000 --ads 20000 --seed 7
+    """
+    with stages(_console, "simulate") as progress:
+        simulator.write_market(out, users=users, ads=ads, seed=seed, progress=progress)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="folder of the Beauty and clothing files", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    seed: int = 1,
+) -> None:
+    """Turn the Beauty interactions and the clothing photos into a market folder.
+
+    Example:
+
+        vitrine data convert ../shared/data ./market
+    """
+    if not beauty.recognise(source):
+        raise typer.BadParameter(f"{source} does not hold the Beauty and clothing files (docs/data.md)")
+    with stages(_console, "convert") as progress:
+        beauty.convert(source, out, seed=seed, progress=progress)
+
+
+@app.command("validate")
+def check(folder: Annotated[Path, typer.Argument(help="market folder", exists=True, file_okay=False)]) -> None:
+    """Check every file of a market folder; says file, row and column of what is wrong.
+
+    Example:
+
+        vitrine data validate ./market
+    """
+    try:
+        validate.validate(folder)
+    except DataError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{folder} is a valid market")
