@@ -1,0 +1,63 @@
+// Kernels for AVX2: four codes a step; a byte's bits are two look-ups of nibbles (Mula's pshufb popcount).
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace vitrine {
+namespace {
+
+struct Isa {
+  using Sum = __m256i;
+  // Nibbles apart: split once a code and once a query, not once a pair.
+  struct Nibbles {
+    __m256i low, high;
+  };
+  using Code = Nibbles;
+  using Query = Nibbles;
+  static constexpr size_t lanes = 4, parts = 2, run = 31;
+
+  static Sum minus(uint32_t bound) { return _mm256_set1_epi64x(-static_cast<int64_t>(bound)); }
+  static Code split(__m256i x) {
+    const __m256i nibble = _mm256_set1_epi8(0x0f);
+    return {_mm256_and_si256(x, nibble), _mm256_and_si256(_mm256_srli_epi64(x, 4), nibble)};
+  }
+  static Code load(const uint64_t* source) {
+    return split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+  }
+  static Code load_first(const uint64_t* source, size_t left) {
+    const __m256i mask =
+        _mm256_cmpgt_epi64(_mm256_set1_epi64x(static_cast<int64_t>(left)), _mm256_setr_epi64x(0, 1, 2, 3));
+    return split(_mm256_maskload_epi64(reinterpret_cast<const long long*>(source), mask));
+  }
+  static void pack(uint64_t word, uint64_t* packed) {
+    packed[0] = word & 0x0f0f0f0f0f0f0f0fu;
+    packed[1] = (word >> 4) & 0x0f0f0f0f0f0f0f0fu;
+  }
+  static Query query(const uint64_t* packed) {
+    return {_mm256_set1_epi64x(static_cast<int64_t>(packed[0])), _mm256_set1_epi64x(static_cast<int64_t>(packed[1]))};
+  }
+  static Sum count(Sum bytes, Code code, Query query) {
+    const __m256i bits = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                          0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    const __m256i low = _mm256_shuffle_epi8(bits, _mm256_xor_si256(code.low, query.low));
+    const __m256i high = _mm256_shuffle_epi8(bits, _mm256_xor_si256(code.high, query.high));
+    return _mm256_add_epi8(bytes, _mm256_add_epi8(low, high));
+  }
+  static Sum widen(Sum sum, Sum bytes) {
+    return _mm256_add_epi64(sum, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
+  }
+  static Sum either(Sum a, Sum b) { return _mm256_or_si256(a, b); }
+  static unsigned negative(Sum sum) {
+    return static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(sum)));
+  }
+  static void store(uint64_t* out, Sum sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), sum); }
+};
+
+}  // namespace
+}  // namespace vitrine
+
+#include "../scan.hpp"
+#include "../tower.hpp"
+
+const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, pctr};

@@ -1,0 +1,52 @@
+// Kernels for any machine: two codes a step in the compiler's 16-byte vectors (SSE2 on x86-64, NEON on arm64).
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace vitrine {
+namespace {
+
+struct Isa {
+  typedef uint64_t Sum __attribute__((vector_size(16)));
+  using Code = Sum;
+  using Query = Sum;
+  static constexpr size_t lanes = 2, parts = 1, run = 31;
+
+  static Sum minus(uint32_t bound) {
+    const uint64_t x = -static_cast<uint64_t>(bound);
+    return Sum{x, x};
+  }
+  static Code load(const uint64_t* source) {
+    Code x;
+    std::memcpy(&x, source, sizeof x);
+    return x;
+  }
+  static Code load_first(const uint64_t* source, size_t) { return Code{source[0], 0}; }
+  static void pack(uint64_t word, uint64_t* packed) { *packed = word; }
+  static Query query(const uint64_t* packed) { return Query{*packed, *packed}; }
+  // The bits of each byte, added to byte counters.
+  static Sum count(Sum bytes, Code code, Query query) {
+    Sum x = code ^ query;
+    x = x - ((x >> 1) & 0x5555555555555555u);
+    x = (x & 0x3333333333333333u) + ((x >> 2) & 0x3333333333333333u);
+    return bytes + ((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu);
+  }
+  static Sum widen(Sum sum, Sum bytes) {
+    Sum x = (bytes & 0x00ff00ff00ff00ffu) + ((bytes >> 8) & 0x00ff00ff00ff00ffu);
+    x = (x & 0x0000ffff0000ffffu) + ((x >> 16) & 0x0000ffff0000ffffu);
+    return sum + ((x & 0xffffffffu) + (x >> 32));
+  }
+  static Sum either(Sum a, Sum b) { return a | b; }
+  static unsigned negative(Sum sum) {
+    return static_cast<unsigned>(sum[0] >> 63) | static_cast<unsigned>(sum[1] >> 63) << 1;
+  }
+  static void store(uint64_t* out, Sum sum) { std::memcpy(out, &sum, sizeof sum); }
+};
+
+}  // namespace
+}  // namespace vitrine
+
+#include "../scan.hpp"
+#include "../tower.hpp"
+
+const vitrine::Kernels vitrine::portable_kernels{"portable", Isa::parts, pack<Isa>, scan<Isa>, pctr};

@@ -1,0 +1,51 @@
+"""Where an id lives: its Kafka partition and its bucket, by the murmur2 that every producer partitions by.
+
+A key is the id in decimal ASCII. bucket = (murmur2 & 0x7fffffff) mod 1,024; partition counts are powers of two, so
+that a bucket lies whole in one partition.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrine import native
+
+BUCKETS = 1024
+
+
+def murmur2(key: bytes) -> int:
+    """Kafka's murmur2 (org.apache.kafka.common.utils.Utils) of any key, as an unsigned 32-bit number."""
+    m, mask = 0x5BD1E995, 0xFFFFFFFF
+    h = 0x9747B28C ^ len(key)
+    whole = len(key) & ~3
+    for i in range(0, whole, 4):
+        k = int.from_bytes(key[i : i + 4], "little") * m & mask
+        k = (k ^ k >> 24) * m & mask
+        h = h * m & mask ^ k
+    if whole < len(key):
+        h = (h ^ int.from_bytes(key[whole:], "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return h ^ h >> 15
+
+
+def buckets_of(ids: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """(n,) ids -> (n,) buckets, 0 ... 1,023."""
+    return ((native.murmur2_decimal(ids) & np.uint32(0x7FFFFFFF)) % np.uint32(BUCKETS)).astype(np.uint16)
+
+
+def bucket_of(id: int) -> int:
+    """The bucket of one id."""
+    return (murmur2(b"%d" % id) & 0x7FFFFFFF) % BUCKETS
+
+
+def partition_of_bucket(bucket: int, partitions: int) -> int:
+    """The partition that holds a bucket whole; `partitions` is a power of two, at most 1,024."""
+    if partitions < 1 or partitions > BUCKETS or partitions & (partitions - 1):
+        raise ValueError(f"partitions: expected a power of two from 1 to {BUCKETS}, got {partitions}")
+    return bucket % partitions
+
+
+def qualify(namespace: str, name: str) -> str:
+    """The name of a topic, key prefix, consumer group or artifact inside a namespace ("" is none)."""
+    return f"{namespace}.{name}" if namespace else name
