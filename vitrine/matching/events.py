@@ -58,27 +58,18 @@ def parse_event(key: bytes | None, value: bytes | None) -> events_pb2.UserEvent:
     return event
 
 
-def bucket_of_key(key: bytes | None, partition: int, partitions: int) -> int:
-    """The bucket whose watermark answers for a record: its key's, where the partition owns that, else the first.
+def bucket_of_record(key: bytes | None, partition: int, partitions: int) -> tuple[int, bool]:
+    """(the bucket whose watermark answers for a record, whether its key belongs into its partition).
 
-    Every record falls into exactly one bucket of its partition, those that no user can own too, so that a dead
-    letter is acknowledged before some watermark passes its record.
+    A record without a key, or put into a partition that does not own its key's bucket, counts under the partition's
+    first bucket: every record falls into exactly one bucket that the partition owns, so that a dead letter is
+    acknowledged before a watermark passes it.
     """
     if key is not None:
         bucket = (placement.murmur2(key) & 0x7FFFFFFF) % placement.BUCKETS
         if bucket % partitions == partition:
-            return bucket
-    return partition
-
-
-def check_partition(user_id: int, partition: int, partitions: int) -> None:
-    """RecordError where a producer put a user's record into a partition that does not own the user's bucket."""
-    owner = placement.partition_of_bucket(placement.bucket_of(user_id), partitions)
-    if owner != partition:
-        raise RecordError(
-            f"key: user {user_id} belongs to partition {owner}, not {partition}: producers must partition by"
-            " murmur2 (librdkafka: partitioner=murmur2_random)"
-        )
+            return bucket, True
+    return partition, False
 
 
 def _shown(key: bytes | None) -> str:

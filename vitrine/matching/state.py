@@ -12,13 +12,14 @@ import sys
 import zlib
 from array import array
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrine.api.events.v1 import events_pb2
 from vitrine.features import context
+from vitrine.matching.catalog import Catalog
 from vitrine.matching.events import RecordError
 
 MAX_ITEMS = 50
@@ -42,18 +43,6 @@ _SCHEMA = 1
 _HEADER = struct.Struct("<4sHHQQQqqqqHHHHHf")
 _CRC = struct.Struct("<I")
 _NO_VEC: NDArray[np.float32] = np.empty(0, np.float32)
-
-
-class CatalogTables(Protocol):
-    """The part of a catalog that says what an event on an item or an ad means for crowds."""
-
-    @property
-    def half_life_ms(self) -> int: ...
-    def item_crowds(self, item_id: int) -> NDArray[np.uint64]: ...
-    @property
-    def ads(self) -> NDArray[np.uint64]: ...
-    @property
-    def ad_items(self) -> NDArray[np.uint64]: ...
 
 
 @dataclass(slots=True)
@@ -98,10 +87,8 @@ class UserState:
 class EventTable:
     """What events mean under one catalog: item -> crowds and ad -> item, as plain ints, looked up once an id."""
 
-    def __init__(self, catalog: CatalogTables) -> None:
-        if catalog.half_life_ms <= 0:
-            raise ValueError(f"half_life_ms: {catalog.half_life_ms}, must be above 0")
-        self.half_life_ms = int(catalog.half_life_ms)
+    def __init__(self, catalog: Catalog) -> None:
+        self.half_life_ms = catalog.half_life_ms
         self._catalog = catalog
         self._crowds: dict[int, tuple[int, ...]] = {}
         self._items: dict[int, int] = {}
@@ -119,11 +106,9 @@ class EventTable:
         """The item that an ad advertises; 0 for none and for an ad that the catalog lacks."""
         item = self._items.get(ad_id)
         if item is None:
-            ads = self._catalog.ads
-            row = int(np.searchsorted(ads, np.uint64(ad_id)))
-            if row == len(ads) or ads[row] != ad_id:
-                return 0
-            item = self._items[ad_id] = int(self._catalog.ad_items[row])
+            item = self._catalog.item_of(ad_id)
+            if item:
+                self._items[ad_id] = item
         return item
 
 
@@ -265,7 +250,7 @@ def _see(state: UserState, ad_id: int, time_ms: int) -> SeenAd:
 
 
 def _growth(state: UserState, time_ms: int, table: EventTable) -> float:
-    """2^((time - landmark) / half-life), once a landmark that is unset, too old, or of another half-life has moved."""
+    """2^((time - landmark) / half-life), once a landmark unset, too old, or of another half-life has moved."""
     half_life = table.half_life_ms
     if state.half_life_ms != half_life:
         if state.half_life_ms:  # a new catalog decays otherwise from the user's clock on

@@ -1,0 +1,204 @@
+"""The Redis layout: a bucket's states, lists and watermark under one hash tag, written by one fenced script.
+
+    {m:17}:mark     hash: token, cluster, events (next offset of `user-events`), applied (events applied, ever)
+    {m:17}:states   hash: user id -> state
+    {m:17}:list:42  string: user 42's list
+
+The namespace stands before the m. The script writes only where the token is the one that its caller last read, and
+replaces it by a fresh random one; docs/decisions/0007-bucket-fence.md says why not offsets or a counter.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import redis
+from redis import exceptions
+
+from vitrine import placement
+from vitrine.errors import UnavailableError
+
+# One pipeline's share of a batch: bounds the bytes in flight, and lets a worker's other threads in between.
+BUCKETS_A_PIPELINE = 32
+
+# KEYS: mark, states, one list a user. ARGV: token expected ('' for no mark yet), token to set, cluster, events
+# offset, events applied, then user id, state and list of each user. Answers 1, or 0 where the token is another.
+SCRIPT = """
+local token = redis.call('HGET', KEYS[1], 'token')
+if (token or '') ~= ARGV[1] then return 0 end
+for i = 3, #KEYS do
+  local at = 6 + (i - 3) * 3
+  redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1])
+  redis.call('SET', KEYS[i], ARGV[at + 2])
+end
+redis.call('HSET', KEYS[1], 'token', ARGV[2], 'cluster', ARGV[3], 'events', ARGV[4])
+redis.call('HINCRBY', KEYS[1], 'applied', ARGV[5])
+return 1
+"""
+
+# Redis is away, starting, or refuses writes for now: the same call may succeed later.
+_AWAY = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+)
+_AWAY_WORDS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A bucket's watermark. token: b"" where the bucket was never written; events: next offset to apply."""
+
+    token: bytes = b""
+    cluster: str = ""
+    events: int = 0
+    applied: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BucketWrite:
+    """What one script call writes, if the bucket's token is still `expected`.
+
+    applied: events applied since the last write, added to the bucket's counter
+    users:   (user id, state, list) of each user whose state changed
+    """
+
+    bucket: int
+    expected: bytes
+    cluster: str
+    events: int
+    applied: int
+    users: Sequence[tuple[int, bytes, bytes]] = ()
+
+
+class BucketStore(Protocol):
+    """What an owner of buckets asks of a store. Raises UnavailableError where the store does not answer."""
+
+    def read_marks(self, buckets: Sequence[int]) -> list[Mark]: ...
+    def read_states(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]: ...
+    def write(self, writes: Sequence[BucketWrite], between: Callable[[], None] = ...) -> list[bytes | None]: ...
+
+
+class Store:
+    """The layout on one Redis; `client` answers in bytes."""
+
+    def __init__(self, client: redis.Redis, namespace: str = "") -> None:
+        self._client = client
+        self._prefix = placement.qualify(namespace, "m")
+        self._sha = ""
+
+    def read_marks(self, buckets: Sequence[int]) -> list[Mark]:
+        """The watermark of each bucket, in order."""
+        with _answering():
+            pipeline = self._client.pipeline(transaction=False)
+            for bucket in buckets:
+                pipeline.hmget(self._key(bucket, "mark"), ["token", "cluster", "events", "applied"])
+            rows = pipeline.execute()
+        return [
+            Mark() if token is None else Mark(token, (cluster or b"").decode(), int(events), int(applied or 0))
+            for token, cluster, events, applied in rows
+        ]
+
+    def read_states(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
+        """States of users, given by bucket: user id -> state, without those who have none."""
+        with _answering():
+            pipeline = self._client.pipeline(transaction=False)
+            for bucket, ids in users.items():
+                pipeline.hmget(self._key(bucket, "states"), [str(id) for id in ids])
+            rows = pipeline.execute()
+        return {
+            id: state
+            for ids, states in zip(users.values(), rows, strict=True)
+            for id, state in zip(ids, states, strict=True)
+            if state is not None
+        }
+
+    def write(
+        self, writes: Sequence[BucketWrite], between: Callable[[], None] = lambda: None
+    ) -> list[bytes | None]:
+        """The new token of each bucket written, None where another token stood: then nothing of it was written.
+
+        Each bucket is written whole or not at all; `between` is called after each pipeline but the last.
+        """
+        tokens: list[bytes | None] = []
+        for start in range(0, len(writes), BUCKETS_A_PIPELINE):
+            if start:
+                between()
+            tokens += self._write(writes[start : start + BUCKETS_A_PIPELINE])
+        return tokens
+
+    def read_list(self, user_id: int) -> bytes | None:
+        """A user's list, by one GET: all that GetMatches reads."""
+        with _answering():
+            found: Any = self._client.get(self._list_key(placement.bucket_of(user_id), user_id))
+        return None if found is None else bytes(found)
+
+    def read_user(self, user_id: int) -> tuple[bytes | None, bytes | None]:
+        """(state, list) of a user, in one round trip and as of one write."""
+        bucket = placement.bucket_of(user_id)
+        with _answering():
+            pipeline = self._client.pipeline(transaction=True)  # one bucket, so one slot
+            pipeline.hget(self._key(bucket, "states"), str(user_id))
+            pipeline.get(self._list_key(bucket, user_id))
+            state, stored = pipeline.execute()
+        return state, stored
+
+    def applied(self) -> int:
+        """Events applied by all buckets since they were first written."""
+        return sum(mark.applied for mark in self.read_marks(range(placement.BUCKETS)))
+
+    def _write(self, writes: Sequence[BucketWrite]) -> list[bytes | None]:
+        fresh = [secrets.token_bytes(16) for _ in writes]
+        with _answering():
+            if not self._sha:
+                self._sha = self._client.script_load(SCRIPT)
+            answers = self._evaluate(writes, fresh)
+            lost = [i for i, answer in enumerate(answers) if isinstance(answer, exceptions.NoScriptError)]
+            if lost:  # Redis was restarted; these calls did nothing
+                self._client.script_load(SCRIPT)
+                again = self._evaluate([writes[i] for i in lost], [fresh[i] for i in lost])
+                for i, answer in zip(lost, again, strict=True):
+                    answers[i] = answer
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+        return [token if answer else None for token, answer in zip(fresh, answers, strict=True)]
+
+    def _evaluate(self, writes: Sequence[BucketWrite], fresh: Sequence[bytes]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for write, token in zip(writes, fresh, strict=True):
+            keys = [self._key(write.bucket, "mark"), self._key(write.bucket, "states")]
+            arguments: list[bytes | str | int] = [
+                write.expected,
+                token,
+                write.cluster,
+                write.events,
+                write.applied,
+            ]
+            for user_id, state, stored in write.users:
+                keys.append(self._list_key(write.bucket, user_id))
+                arguments += (user_id, state, stored)
+            pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
+        return pipeline.execute(raise_on_error=False)
+
+    def _key(self, bucket: int, what: str) -> str:
+        return f"{{{self._prefix}:{bucket}}}:{what}"
+
+    def _list_key(self, bucket: int, user_id: int) -> str:
+        return f"{{{self._prefix}:{bucket}}}:list:{user_id}"
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Turns what passes by itself into UnavailableError; what does not (a key of another type) goes on up."""
+    try:
+        yield
+    except _AWAY as error:
+        raise UnavailableError(f"Redis does not answer: {error}") from error
+    except exceptions.ResponseError as error:
+        if str(error).startswith(_AWAY_WORDS):
+            raise UnavailableError(f"Redis takes no writes now: {error}") from error
+        raise
