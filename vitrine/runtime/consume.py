@@ -4,9 +4,10 @@ Where reading starts is the handler's to say (watermarks in Redis), never Kafka'
 record ends the loop with LogLostError. The handler's methods run on the thread that called `run`, one at a
 time; `revoked` may run on kafka-python's network thread while that thread waits, so they never overlap.
 
-A handler says "not now" by raising UnavailableError (Redis is away). The loop then reads nothing, stays in the
-group, and about once a second asks `assigned` again for all its partitions; when that answers, it reads on from
-there. That is the only way back: what a half-done batch left behind is the watermarks' business.
+A handler says "not now" by raising UnavailableError or by letting out redis-py's errors of a server that is
+away. The loop then reads nothing, stays in the group, and about once a second asks `assigned` again for all its
+partitions; when that answers, it reads on from there. That is the only way back: what a half-done batch left
+behind is the watermarks' business.
 """
 
 import threading
@@ -21,8 +22,11 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from vitrine.errors import UnavailableError
 from vitrine.runtime.kafka import answering, log_lost, parse_url, partition_count
+from vitrine.runtime.redis import AWAY
 
 _log = structlog.get_logger(__name__)
+
+_NOT_NOW: tuple[type[Exception], ...] = (UnavailableError, *AWAY)
 
 
 class Record(Protocol):
@@ -92,7 +96,7 @@ class ConsumerLoop:
             "enable_auto_commit": False,
             "max_poll_records": max_poll_records,
             # The in-memory broker answers a waiting fetch only when its time is up, records or not.
-            "fetch_max_wait_ms": 5 if self._config.memory else fetch_max_wait_ms,
+            "fetch_max_wait_ms": 20 if self._config.memory else fetch_max_wait_ms,
             "allow_auto_create_topics": self._config.memory,
         }
         if not self._config.memory:
@@ -183,7 +187,7 @@ class ConsumerLoop:
                         self._handler.batch(records)
                     if time.monotonic() >= next_idle and not self._waiting:
                         self._handler.idle()
-                except UnavailableError as error:
+                except _NOT_NOW as error:
                     self._wait_for_handler(error)
                 if time.monotonic() >= next_idle:
                     self._measure(consumer)
@@ -248,7 +252,7 @@ class ConsumerLoop:
             self._waiting = False
             _log.info("reading again", topic=self.topic, partitions=asked)
 
-    def _wait_for_handler(self, error: UnavailableError) -> None:
+    def _wait_for_handler(self, error: Exception) -> None:
         if not self._waiting:
             _log.warning("reading nothing until the handler is available", topic=self.topic, reason=str(error))
         self._waiting = True

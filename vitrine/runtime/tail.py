@@ -87,7 +87,7 @@ class Tail:
             "auto_offset_reset": "none",
             "enable_auto_commit": False,
             "max_poll_records": 2_000,
-            "fetch_max_wait_ms": 5 if config.memory else 250,
+            "fetch_max_wait_ms": 20 if config.memory else 250,
             "allow_auto_create_topics": config.memory,
             "bootstrap_timeout_ms": 5_000,
         }

@@ -92,21 +92,14 @@ def create(
             missing = [topic for topic in topics if topic.name not in there]
             if missing:
                 extra = {} if retention_ms is None else {topics[0].name: {"retention.ms": str(retention_ms)}}
-                client.create_topics(
-                    [
-                        NewTopic(
-                            t.name, t.partitions, replication, topic_configs={**t.settings, **extra.get(t.name, {})}
-                        )
-                        for t in missing
-                    ],
-                    timeout_ms=int(timeout_s * 1000),
-                )
-                client.wait_for_topics([topic.name for topic in missing], timeout_ms=int(timeout_s * 1000))
+                _make(client, missing, replication, extra, int(timeout_s * 1000))
         except KafkaError as error:
             raise UnavailableError(f"Kafka at {url} did not make the topics: {error}") from error
-    made = [topic.name for topic in missing]
-    kept = [topic.name for topic in topics if topic.name in there]
-    return Created(made, kept, f"{len(made)} made, {len(kept)} were there")
+    return Created(
+        [topic.name for topic in missing],
+        [topic.name for topic in kept],
+        f"{len(missing)} made, {len(kept)} were there",
+    )
 
 
 def existing(url: str, namespace: str) -> list[Topic]:
@@ -117,6 +110,21 @@ def existing(url: str, namespace: str) -> list[Topic]:
             return _describe(client, names, with_settings=not parse_url(url).memory)
         except KafkaError as error:
             raise UnavailableError(f"Kafka at {url} did not describe its topics: {error}") from error
+
+
+def _make(
+    client: KafkaAdminClient,
+    topics: list[Topic],
+    replication: int,
+    extra: Mapping[str, Mapping[str, str]],
+    timeout_ms: int,
+) -> None:
+    new = [
+        NewTopic(t.name, t.partitions, replication, topic_configs={**t.settings, **extra.get(t.name, {})})
+        for t in topics
+    ]
+    client.create_topics(new, timeout_ms=timeout_ms)
+    client.wait_for_topics([topic.name for topic in topics], timeout_ms=timeout_ms)
 
 
 def _describe(client: KafkaAdminClient, names: list[str], *, with_settings: bool = True) -> list[Topic]:
@@ -142,13 +150,13 @@ def _differences(want: Topic, have: Topic) -> list[str]:
     found = []
     if have.partitions != want.partitions:
         found.append(
-            f"topic {want.name} has {have.partitions} partitions, not {want.partitions}: ask for {have.partitions}, or "
-            "use a fresh VITRINE_NAMESPACE (more partitions would send keys elsewhere than their history)"
+            f"topic {want.name} has {have.partitions} partitions, not {want.partitions}: ask for {have.partitions}, "
+            "or use a fresh VITRINE_NAMESPACE (more partitions would send keys elsewhere than their history)"
         )
     for key, value in want.settings.items():
         if have.settings.get(key) != value:
             found.append(
-                f"topic {want.name} has {key}={have.settings.get(key)}, not {value}: alter it "
-                f"(kafka-configs.sh --alter --entity-type topics --entity-name {want.name} --add-config {key}={value})"
+                f"topic {want.name} has {key}={have.settings.get(key)}, not {value}: alter it (kafka-configs.sh "
+                f"--alter --entity-type topics --entity-name {want.name} --add-config {key}={value})"
             )
     return found
