@@ -241,8 +241,8 @@ def _checked(raw: dict[str, Any], name: str, version: str) -> Manifest:
         if _NAME.fullmatch(parent) is None or type(parent_version) is not str or not is_version(parent_version):
             raise _FieldError(f"parent {parent[:100]!r}: {str(parent_version)[:100]!r} is not a version of a name")
     for key, value in _bounded("metrics", raw["metrics"]).items():
-        if type(value) not in (int, float, str):
-            raise _FieldError(f"metric {key[:100]!r} is a {type(value).__name__}, not a number or text")
+        if type(value) not in (int, float, str) or (type(value) is float and not math.isfinite(value)):
+            raise _FieldError(f"metric {key[:100]!r} is {str(value)[:100]}, not a finite number or text")
     return Manifest(
         name=name,
         kind=raw["kind"],
