@@ -54,7 +54,7 @@ def convert(
 
 
 def _item_attributes(folder: Path) -> tuple[Ids, Ids, Ids]:
-    """(items ascending, item of each pair, attribute of each pair), pairs ascending; some are twice in the source."""
+    """(items, items of the pairs, attributes of the pairs), ascending; some pairs are twice in the source."""
     table = pq.read_table(folder / ATTRIBUTES)
     items = table["item_id"].to_numpy().astype(np.uint64)
     lists = table["attribute_ids"].combine_chunks()

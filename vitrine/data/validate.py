@@ -104,7 +104,7 @@ class _Check:
         return not wrong
 
     def _column(self, column: Column, values: pa.Array) -> Any:
-        """Values as numpy, or as Arrow where they are lists, strings or pictures; nulls and bad ids are reported."""
+        """Values as numpy, or Arrow for lists, strings and pictures; nulls and what is not an id are reported."""
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
         if values.null_count and not column.nullable:
