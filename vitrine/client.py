@@ -1,0 +1,357 @@
+"""What front ends import: numpy in, numpy out, over gRPC; needs grpcio, protobuf and numpy alone.
+
+    with MatchingClient("localhost:7010") as matching, CtrClient("localhost:7020") as ctr:
+        matches = matching.get_matches(user_id=17, k=20)
+        scores = ctr.score(matches.context, matches.ads)
+
+Clients are thread-safe and cheap: those of one target share one channel. Calls that end in UNAVAILABLE are tried up
+to four times within their deadline; all methods only read, so a repeated call does no harm.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitrine.api.ann.v1 import ann_pb2, ann_pb2_grpc
+from vitrine.api.ctr.v1 import ctr_pb2, ctr_pb2_grpc
+from vitrine.api.features.v1 import features_pb2
+from vitrine.api.matching.v1 import matching_pb2, matching_pb2_grpc
+from vitrine.calls import (
+    Client,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+    VitrineError,
+)
+
+__all__ = [
+    "AnnClient",
+    "CtrClient",
+    "DeadlineExceededError",
+    "Explanation",
+    "Explanations",
+    "IndexStats",
+    "InvalidArgumentError",
+    "Matches",
+    "MatchingClient",
+    "NotFoundError",
+    "ResourceExhaustedError",
+    "Scores",
+    "SearchResult",
+    "Source",
+    "UnavailableError",
+    "UserContext",
+    "Verdict",
+    "VitrineError",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Nearest items of each query, nearest first; lists are parallel to the queries.
+
+    version:   of the `binary-index` artifact that answered
+    ids:       one uint64 (n,) array a query; n = k, or less where the index holds fewer items
+    scores:    cosine of query and item, float32 (n,) a query; None where the queries were codes
+    distances: Hamming distance of the codes, bits, uint32 (n,) a query
+    """
+
+    version: str
+    ids: list[NDArray[np.uint64]]
+    scores: list[NDArray[np.float32]] | None
+    distances: list[NDArray[np.uint32]]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """The index version being served: sizes, and whether pictures can be searched by."""
+
+    version: str
+    embeddings_version: str
+    items: int
+    dim: int
+    bits: int
+    over_recall: int
+    pictures: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UserContext:
+    """A user's features: keys uint64 (n,), weights float32 (n,). Empty for an unknown user."""
+
+    keys: NDArray[np.uint64]
+    weights: NDArray[np.float32]
+
+
+class Source(enum.StrEnum):
+    """Where a list came from; UNKNOWN is a server newer than this client."""
+
+    UNKNOWN = "unknown"
+
+    STORED = "stored"
+    NO_LIST = "fallback: no list yet"
+    STORE_LOST = "fallback: store lost"
+
+
+class Verdict(enum.StrEnum):
+    """How an ad stands with a user; UNKNOWN is a server newer than this client."""
+
+    UNKNOWN = "unknown"
+
+    LISTED = "listed"
+    BELOW_FLOOR = "below the floor"
+    NO_SHARED_CROWD = "no shared crowd"
+    UNKNOWN_AD = "unknown ad"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """A user's most valuable ads, best first; the arrays are parallel.
+
+    ads:      uint64 (n,)
+    values:   float32 (n,), bid x pCTR, currency units an impression
+    bids:     float32 (n,), currency units a click
+    crowds:   uint64 (n,), the shared crowd whose bid won
+    age_ms:   since the broker appended the last event that the list reflects; 0 for a fallback
+    revision: the user's events that the list reflects; 0 for a fallback
+    context:  the user's features as of the list, for `CtrClient.score`
+    """
+
+    ads: NDArray[np.uint64]
+    values: NDArray[np.float32]
+    bids: NDArray[np.float32]
+    crowds: NDArray[np.uint64]
+    age_ms: int
+    revision: int
+    source: Source
+    catalog_version: str
+    towers_version: str
+    context: UserContext
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why one ad is, or is not, in a user's list.
+
+    rank:          position in the stored list, 1 is best; 0 where it is not listed
+    shared_crowds: uint64 (n,), crowds of the user that the ad bids on, ascending
+    shared_bids:   float32 (n,), those bids, currency units a click
+    crowd, bid:    the bid that wins; 0 where no crowd is shared
+    pctr, value:   click probability, and bid x pCTR
+    """
+
+    ad: int
+    verdict: Verdict
+    rank: int
+    shared_crowds: NDArray[np.uint64]
+    shared_bids: NDArray[np.float32]
+    crowd: int
+    bid: float
+    pctr: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanations:
+    """Explanations in the order asked, the user's crowds (uint64), and the value an ad must beat to be listed."""
+
+    ads: list[Explanation]
+    user_crowds: NDArray[np.uint64]
+    floor_value: float
+    catalog_version: str
+    towers_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Click probabilities float32 (n,), in the order of the ads; `unknown` of these the model does not know."""
+
+    pctrs: NDArray[np.float32]
+    version: str
+    unknown: int
+
+
+class AnnClient(Client):
+    """Visual search."""
+
+    @cached_property
+    def _stub(self) -> ann_pb2_grpc.AnnServiceStub:
+        return ann_pb2_grpc.AnnServiceStub(self._channel)
+
+    def search(
+        self,
+        vectors: ArrayLike | None = None,
+        *,
+        codes: NDArray[Any] | None = None,
+        picture: bytes | None = None,
+        k: int = 10,
+        over_recall: int = 0,
+        index: str = "",
+        timeout_s: float | None = None,
+    ) -> SearchResult:
+        """The k nearest items of every query, which is one of:
+
+        vectors: (q, dim) or (dim,), taken as float32; finite
+        codes:   (q, bits / 8) uint8, or (q, bits / 64) uint64 in little-endian word order; or one row
+        picture: the bytes of one JPEG or PNG
+
+        k is 1 to 1,000; over_recall, candidates re-ranked by real vectors as a multiple of k, 1 to 100, 0 for the
+        index's default. Raises InvalidArgumentError naming the field, UnavailableError while no index is loaded.
+        """
+        if sum(given is not None for given in (vectors, codes, picture)) != 1:
+            raise _wrong("vectors", "exactly one of vectors, codes and picture is the query")
+        request = ann_pb2.SearchRequest(
+            index=index, k=_count("k", k), over_recall=_count("over_recall", over_recall)
+        )
+        field, queries = "picture", 1
+        if vectors is not None:
+            rows = np.atleast_2d(np.ascontiguousarray(vectors, "<f4"))
+            request.vectors, field, queries = rows.tobytes(), "vectors", len(rows)
+        elif codes is not None:
+            if codes.dtype not in (np.uint8, np.uint64):
+                raise _wrong("codes", f"should be uint8 or uint64, not {codes.dtype}")
+            rows = np.atleast_2d(codes.astype(codes.dtype.newbyteorder("<"), order="C"))
+            request.codes, field, queries = rows.tobytes(), "codes", len(rows)
+        else:
+            request.picture = picture or b""
+        response = self._call(self._stub.Search, request, timeout_s)
+        if len(response.counts) != queries:  # bytes have no rows: 2 x 64 numbers look like 1 x 128
+            raise _wrong(field, f"{queries} rows were read as {len(response.counts)}; `stats` has the right length")
+        ends = np.cumsum(np.array(response.counts, np.int64))[:-1]
+        return SearchResult(
+            version=response.version,
+            ids=np.split(np.array(response.item_ids, np.uint64), ends),
+            scores=np.split(np.array(response.scores, np.float32), ends) if codes is None else None,
+            distances=np.split(np.array(response.distances, np.uint32), ends),
+        )
+
+    def stats(self, *, index: str = "", timeout_s: float | None = None) -> IndexStats:
+        """Version and sizes of the index being served."""
+        r = self._call(self._stub.Stats, ann_pb2.StatsRequest(index=index), timeout_s)
+        return IndexStats(
+            r.version, r.embeddings_version, int(r.items), r.dim, r.bits, r.over_recall, r.pictures
+        )  # fmt: skip
+
+
+class MatchingClient(Client):
+    """Stored ad lists."""
+
+    @cached_property
+    def _stub(self) -> matching_pb2_grpc.MatchingServiceStub:
+        return matching_pb2_grpc.MatchingServiceStub(self._channel)
+
+    _sources: ClassVar[dict[int, Source]] = {
+        matching_pb2.SOURCE_STORED: Source.STORED,
+        matching_pb2.SOURCE_FALLBACK_NO_LIST: Source.NO_LIST,
+        matching_pb2.SOURCE_FALLBACK_STORE_LOST: Source.STORE_LOST,
+    }
+    _verdicts: ClassVar[dict[int, Verdict]] = {
+        matching_pb2.VERDICT_LISTED: Verdict.LISTED,
+        matching_pb2.VERDICT_BELOW_FLOOR: Verdict.BELOW_FLOOR,
+        matching_pb2.VERDICT_NO_SHARED_CROWD: Verdict.NO_SHARED_CROWD,
+        matching_pb2.VERDICT_UNKNOWN_AD: Verdict.UNKNOWN_AD,
+        matching_pb2.VERDICT_PAUSED: Verdict.PAUSED,
+    }
+
+    def get_matches(self, user_id: int, k: int = 50, *, timeout_s: float | None = None) -> Matches:
+        """The user's k most valuable ads; a user without a list, or a store that is lost, gets the fallback.
+
+        k is 1 to the served length of a list, 50 by default. Raises InvalidArgumentError naming the field.
+        """
+        request = matching_pb2.GetMatchesRequest(user_id=_id("user_id", user_id), k=_count("k", k))
+        r = self._call(self._stub.GetMatches, request, timeout_s)
+        return Matches(
+            ads=np.array(r.ad_ids, np.uint64),
+            values=np.array(r.values, np.float32),
+            bids=np.array(r.bids, np.float32),
+            crowds=np.array(r.crowd_ids, np.uint64),
+            age_ms=int(r.age_ms),
+            revision=int(r.revision),
+            source=self._sources.get(r.source, Source.UNKNOWN),
+            catalog_version=r.catalog_version,
+            towers_version=r.towers_version,
+            context=UserContext(np.array(r.context.keys, np.uint64), np.array(r.context.weights, np.float32)),
+        )
+
+    def explain(
+        self, user_id: int, ad_ids: Iterable[int] | NDArray[np.uint64], *, timeout_s: float | None = None
+    ) -> Explanations:
+        """Why each of 1 to 1,000 ads is, or is not, in the user's list.
+
+        Raises NotFoundError where the user has no state, InvalidArgumentError naming the field.
+        """
+        request = matching_pb2.ExplainRequest(user_id=_id("user_id", user_id), ad_ids=_ids("ad_ids", ad_ids))
+        r = self._call(self._stub.Explain, request, timeout_s)
+        ads = [
+            Explanation(
+                ad=int(e.ad_id),
+                verdict=self._verdicts.get(e.verdict, Verdict.UNKNOWN),
+                rank=e.rank,
+                shared_crowds=np.array(e.shared_crowd_ids, np.uint64),
+                shared_bids=np.array(e.shared_bids, np.float32),
+                crowd=int(e.crowd_id),
+                bid=e.bid,
+                pctr=e.pctr,
+                value=e.value,
+            )
+            for e in r.explanations
+        ]
+        crowds = np.array(r.user_crowd_ids, np.uint64)
+        return Explanations(ads, crowds, r.floor_value, r.catalog_version, r.towers_version)
+
+
+class CtrClient(Client):
+    """Click-rate scoring."""
+
+    @cached_property
+    def _stub(self) -> ctr_pb2_grpc.CtrServiceStub:
+        return ctr_pb2_grpc.CtrServiceStub(self._channel)
+
+    def score(
+        self, context: UserContext, ad_ids: Iterable[int] | NDArray[np.uint64], *, timeout_s: float | None = None
+    ) -> Scores:
+        """Click probability of each of 1 to 5,000 ads for one user.
+
+        context: as `MatchingClient.get_matches` returns it; empty for an unknown user.
+        Raises InvalidArgumentError naming the field, UnavailableError while no model is loaded.
+        """
+        user = features_pb2.UserContext(
+            keys=_ids("context.keys", context.keys), weights=np.asarray(context.weights, np.float32).tolist()
+        )
+        request = ctr_pb2.ScoreRequest(context=user, ad_ids=_ids("ad_ids", ad_ids))
+        r = self._call(self._stub.Score, request, timeout_s)
+        return Scores(np.array(r.pctrs, np.float32), r.version, r.unknown_ads)
+
+
+def _wrong(field: str, message: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{field}: {message}", {field: message})
+
+
+def _count(field: str, value: int) -> int:
+    if not 0 <= value < 2**32:
+        raise _wrong(field, f"should be 0 to {2**32 - 1}, not {value}")
+    return int(value)
+
+
+def _id(field: str, value: int) -> int:
+    if not 0 <= value < 2**64:
+        raise _wrong(field, f"should be 0 to {2**64 - 1}, not {value}")
+    return int(value)
+
+
+def _ids(field: str, values: Iterable[int] | NDArray[np.uint64]) -> list[int]:
+    if isinstance(values, np.ndarray):
+        if values.size and (not np.issubdtype(values.dtype, np.integer) or values.min() < 0):
+            raise _wrong(field, f"should be ids of 0 to {2**64 - 1}, not {values.dtype} {values[:3]}...")
+        return values.ravel().tolist()
+    return [_id(field, value) for value in values]
