@@ -84,9 +84,8 @@ def create(
     with admin(url) as client:
         try:
             there = {topic.name: topic for topic in _describe(client, [topic.name for topic in topics])}
-            problems = [
-                text for topic in topics if topic.name in there for text in _differences(topic, there[topic.name])
-            ]
+            kept = [topic for topic in topics if topic.name in there]
+            problems = [text for topic in kept for text in _differences(topic, there[topic.name])]
             if problems:
                 raise TopicMismatchError("\n".join(problems))
             missing = [topic for topic in topics if topic.name not in there]
@@ -150,8 +149,8 @@ def _differences(want: Topic, have: Topic) -> list[str]:
     found = []
     if have.partitions != want.partitions:
         found.append(
-            f"topic {want.name} has {have.partitions} partitions, not {want.partitions}: ask for {have.partitions}, "
-            "or use a fresh VITRINE_NAMESPACE (more partitions would send keys elsewhere than their history)"
+            f"topic {want.name} has {have.partitions} partitions, not {want.partitions}: ask for that "
+            "many, or use a fresh VITRINE_NAMESPACE (more partitions would send keys elsewhere than their history)"
         )
     for key, value in want.settings.items():
         if have.settings.get(key) != value:
