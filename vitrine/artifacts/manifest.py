@@ -130,6 +130,11 @@ def rollback_hint(name: str) -> str:
     return f"vitrine artifacts rollback {name}"
 
 
+def is_name(text: str) -> bool:
+    """Whether the text can name an artifact; a "." cannot be in it, since one ends the namespace."""
+    return _NAME.fullmatch(text) is not None
+
+
 def is_version(text: str) -> bool:
     """Whether the text has the form of a version, such as 20261124T073400123456-1a2b3c4d."""
     return _VERSION.fullmatch(text) is not None
@@ -137,7 +142,7 @@ def is_version(text: str) -> bool:
 
 def check_name(name: str) -> str:
     """Return an artifact's name; raises ArtifactError where it could not be a folder's or hides a namespace."""
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise ArtifactError(
             f"artifact name {name[:100]!r}: use 1 to 80 letters, digits, '-' and '_', a letter or digit first"
         )
@@ -232,13 +237,13 @@ def _checked(raw: dict[str, Any], name: str, version: str) -> Manifest:
     for field, expected in (("name", name), ("version", version)):
         if raw[field] != expected:
             raise _FieldError(f"field {field} is {raw[field][:100]!r} but it is stored as {expected!r}")
-    if _NAME.fullmatch(raw["kind"]) is None:
+    if not is_name(raw["kind"]):
         raise _FieldError(f"field kind is {raw['kind'][:100]!r}, not a name")
     if not 1 <= raw["schema"] < 2**31:
         raise _FieldError(f"field schema is {raw['schema']}, not 1 or more")
     _check_created(raw["created"])
     for parent, parent_version in _bounded("parents", raw["parents"]).items():
-        if _NAME.fullmatch(parent) is None or type(parent_version) is not str or not is_version(parent_version):
+        if not is_name(parent) or type(parent_version) is not str or not is_version(parent_version):
             raise _FieldError(f"parent {parent[:100]!r}: {str(parent_version)[:100]!r} is not a version of a name")
     for key, value in _bounded("metrics", raw["metrics"]).items():
         if type(value) not in (int, float, str) or (type(value) is float and not math.isfinite(value)):

@@ -28,6 +28,7 @@ from vitrine.artifacts.manifest import (
     check_namespace,
     check_ref,
     file_name_problem,
+    is_name,
     is_version,
     parse,
     plain_metrics,
@@ -35,6 +36,7 @@ from vitrine.artifacts.manifest import (
 )
 from vitrine.artifacts.objects import LocalObjects, open_objects
 from vitrine.artifacts.verify import verify_files, verify_folder
+from vitrine.placement import qualify
 
 ORPHAN_AGE = timedelta(hours=1)  # a folder without manifest, untouched for so long, is no publish in progress
 
@@ -74,7 +76,6 @@ class ArtifactStore:
         self.objects = open_objects(os.fspath(root))
         self.root = self.objects.root
         self.namespace = check_namespace(namespace)
-        self._prefix = f"{namespace}." if namespace else ""
         self._in_place = isinstance(self.objects, LocalObjects) and cache is None
         digest = hashlib.sha256(self.root.encode()).hexdigest()[:16]
         self._cache = (cache or caching.default_folder()) / digest
@@ -84,8 +85,8 @@ class ArtifactStore:
 
     def names(self) -> builtins.list[str]:
         """Names of the artifacts in this namespace, sorted."""
-        names = [c.removeprefix(self._prefix) for c in self.objects.children("") if c.startswith(self._prefix)]
-        return [name for name in names if name and "." not in name]
+        folders = [(folder, folder.rpartition(".")[2]) for folder in self.objects.children("")]
+        return [name for folder, name in folders if is_name(name) and folder == qualify(self.namespace, name)]
 
     def versions(self, name: str) -> builtins.list[str]:
         """The published versions, oldest first."""
@@ -111,7 +112,14 @@ class ArtifactStore:
     def list(self, name: str | None = None) -> builtins.list[Manifest]:
         """Manifests of every version of one artifact or of all, by name and then oldest first."""
         names = self.names() if name is None else [name]
-        return [self._manifest(each, version) for each in names for version in self.versions(each)]
+        manifests = []
+        for each in names:
+            for version in self.versions(each):
+                try:
+                    manifests.append(self._manifest(each, version))
+                except MissingArtifactError:  # pruned since it was listed
+                    continue
+        return manifests
 
     def verify(self, name: str, ref_or_version: str = "stable") -> None:
         """Read every byte of a version and compare sizes and SHA-256 with its manifest."""
@@ -198,7 +206,10 @@ class ArtifactStore:
         """Let a ref name a published version."""
         key = f"{self._key(name)}/refs/{check_ref(ref)}"
         self._manifest(name, version)
-        before = self.refs(name).get(ref)
+        try:
+            before = self._read_ref(name, ref)
+        except ArtifactError:
+            before = None
         self.objects.put(key, f"{version}\n".encode())
         if not self._is_published(name, version):  # pruned in between
             if before is None:
@@ -209,8 +220,8 @@ class ArtifactStore:
 
     def rollback(self, name: str, to: str | None = None, ref: str = "stable") -> str:
         """Let a ref name the version published before the one it names, or `to` (a version or ref); returns it."""
-        current = self._read_ref(name, check_ref(ref))
         if to is None:
+            current = self._read_ref(name, ref)
             earlier = [version for version in self.versions(name) if version < current]
             if not earlier:
                 raise self._missing(name, f"nothing was published before {current}, which {ref!r} names")
@@ -230,17 +241,32 @@ class ArtifactStore:
             raise ArtifactError(f"artifact {name}: keep {keep}: use 0 or more")
         versions = self.versions(name)
         newest = versions[max(0, len(versions) - keep) :]
-        needed = self._needed(name, newest)
+        try:
+            needed = self._needed(name, newest)
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{error}; nothing is pruned while its parents are unknown: repair it or remove its folder"
+            ) from error
         going = [version for version in versions if version not in needed]
         orphans = self._orphans(name, versions)
         if dry_run:
             return sorted(going + orphans)
-        withdrawn = {v: self.objects.read(f"{self._key(name, v)}/{MANIFEST}", MAX_MANIFEST_BYTES) for v in going}
-        for version in going:
-            self.objects.remove(f"{self._key(name, version)}/{MANIFEST}")
-        while back := withdrawn.keys() & self._needed(name, newest):
-            for version in back:
-                self.objects.put(f"{self._key(name, version)}/{MANIFEST}", withdrawn.pop(version))
+        withdrawn: dict[str, bytes] = {}
+        try:
+            for version in going:
+                manifest_key = f"{self._key(name, version)}/{MANIFEST}"
+                try:
+                    withdrawn[version] = self.objects.read(manifest_key, MAX_MANIFEST_BYTES)
+                except FileNotFoundError:  # another prune was faster
+                    continue
+                self.objects.remove(manifest_key)
+            while back := withdrawn.keys() & self._needed(name, newest):
+                for version in back:
+                    self.objects.put(f"{self._key(name, version)}/{MANIFEST}", withdrawn.pop(version))
+        except BaseException:
+            for version, data in withdrawn.items():
+                self.objects.put(f"{self._key(name, version)}/{MANIFEST}", data)
+            raise
         removed = sorted([*withdrawn, *orphans])
         for version in removed:
             self.objects.remove_tree(self._key(name, version))
@@ -249,7 +275,7 @@ class ArtifactStore:
     # Helpers
 
     def _key(self, name: str, version: str = "") -> str:
-        folder = self._prefix + check_name(name)
+        folder = qualify(self.namespace, check_name(name))
         return f"{folder}/{version}" if version else folder
 
     def _version(self, name: str, ref_or_version: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from vitrine.artifacts import ArtifactError, ArtifactStore, Manifest
 from vitrine.errors import UnavailableError
@@ -62,23 +62,23 @@ def list_versions(
                 ]
             )
             return
-        table = Table("artifact", "version", "refs", "schema", "files", "size", "metrics")
-        for each, version, manifest, problem in rows:
+        table = Table("artifact", Column("version", no_wrap=True), "refs", "size", "metrics")
+        for each, version, manifest, _ in rows:
             served = ", ".join(_naming(refs[each], version))
             if manifest is None:
-                table.add_row(each, version, served, "", "", "", f"[red]{escape(problem)}[/red]")
+                table.add_row(each, version, served, "", "[red]damaged, see below[/red]")
                 continue
             table.add_row(
                 each,
                 version,
                 f"[green]{served}[/green]",
-                str(manifest.schema),
-                str(len(manifest.files)),
                 _readable(sum(entry["size"] for entry in manifest.files.values())),
                 escape(_metrics(manifest)),
             )
         if rows:
             Console().print(table)
+            for problem in filter(None, (row[3] for row in rows)):
+                typer.echo(problem)
         else:
             typer.echo(
                 f"no {name or 'artifact'} in {artifacts.root}" + (f", namespace {namespace}" * bool(namespace))
@@ -119,9 +119,9 @@ def show(
         if manifest.offsets:
             facts.add_row("Kafka cluster", escape(manifest.offsets["cluster"]))
         facts.add_row("metrics", escape(_metrics(manifest).replace("  ", "\n")) or "none")
-        files = Table("file", "size", "SHA-256")
+        files = Table("file", "size", Column("SHA-256 begins", no_wrap=True))
         for file, entry in manifest.files.items():
-            files.add_row(file, _readable(entry["size"]), entry["sha256"])
+            files.add_row(file, _readable(entry["size"]), entry["sha256"][:16])
         console = Console()
         console.print(facts)
         console.print(files)
