@@ -2,12 +2,12 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vitrine.cli import artifacts, data, demo, doctor, topics
+from vitrine.cli.applications import DISTRIBUTED, PLAIN, SERVICES, application_environment, trainer_arguments
 
 app = typer.Typer(
     name="vitrine",
@@ -24,28 +24,6 @@ app.command("doctor")(doctor.doctor)
 
 # Everything after the name belongs to the process that is started, --help too.
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
-
-SERVICES = {"ann": ["services.ann"], "matching": ["services.matching", "server"], "ctr": ["services.ctr"]}
-DISTRIBUTED = ("des", "softmax")
-PLAIN = ("bdg", "catalog")
-
-
-def applications_root() -> Path:
-    """The folder that holds `services/` and `trainers/`: the checkout, or the image's root.
-
-    Raises typer.Exit(2) where there is none: the bare wheel has the library alone.
-    """
-    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (root / "services" / "__init__.py").is_file():
-            return root
-    typer.echo("vitrine: services/ and trainers/ are not here; run in a checkout or in the image", err=True)
-    raise typer.Exit(2)
-
-
-def application_environment() -> dict[str, str]:
-    """This process's environment with the applications' root on the module path."""
-    path = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(applications_root()), path]))}
 
 
 def _become(arguments: list[str]) -> None:
@@ -95,7 +73,9 @@ def work(context: typer.Context) -> None:
 def train(
     context: typer.Context,
     trainer: Annotated[str, typer.Argument(help="des, softmax, bdg or catalog")],
-    processes: Annotated[int, typer.Option(min=1, max=1024, help="processes of des and softmax on this machine")] = 2,
+    processes: Annotated[
+        int, typer.Option(min=1, max=1024, help="processes of des and softmax on this machine")
+    ] = 2,
 ) -> None:
     """Run a trainer; it ends in a published artifact. `--processes` comes before the trainer's name.
 
@@ -111,14 +91,6 @@ def train(
     """
     _choose(trainer, DISTRIBUTED + PLAIN, "trainer")
     _become([*trainer_arguments(trainer, processes), *context.args])
-
-
-def trainer_arguments(trainer: str, processes: int) -> list[str]:
-    """Arguments of Python that start a trainer: under torchrun where it is a distributed program."""
-    if trainer in DISTRIBUTED and processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return [*torchrun, "-m", f"trainers.{trainer}"]
-    return ["-m", f"trainers.{trainer}"]
 
 
 def main() -> None:

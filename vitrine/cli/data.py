@@ -3,14 +3,20 @@
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 
 from vitrine.cli.progress import stages
 from vitrine.data import beauty, simulator, validate
+from vitrine.data.replay import user_events
 from vitrine.data.validate import DataError
+from vitrine.placement import qualify
+from vitrine.runtime.kafka import key_of, producer
 
-app = typer.Typer(help="Make, convert and check the Parquet folder that everything is trained from.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make, convert and check the Parquet folder that everything is trained from.", no_args_is_help=True
+)
 _console = Console(stderr=True)
 
 
@@ -33,7 +39,9 @@ def simulate(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="folder of the Beauty and clothing files", exists=True, file_okay=False)],
+    source: Annotated[
+        Path, typer.Argument(help="folder of the Beauty and clothing files", exists=True, file_okay=False)
+    ],
     out: Annotated[Path, typer.Argument(help="folder to write")],
     seed: int = 1,
 ) -> None:
@@ -63,3 +71,32 @@ def check(folder: Annotated[Path, typer.Argument(help="market folder", exists=Tr
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{folder} is a valid market")
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="market folder", exists=True, file_okay=False)],
+    kafka_url: Annotated[str, typer.Option(envvar="VITRINE_KAFKA_URL", help="kafka://host:port[,host:port]")],
+    namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE")] = "",
+) -> None:
+    """Send a market's recorded events through `user-events`: this is how history fills the users' state.
+
+    Sent twice, they count twice.
+
+    Example:
+
+        vitrine data replay ./market --kafka-url kafka://127.0.0.1:9092
+    """
+    file = folder / "events.parquet"
+    total = pq.read_metadata(file).num_rows
+    topic = qualify(namespace, "user-events")
+    sending = producer(kafka_url)
+    with stages(_console, "replay") as progress:
+        for sent, event in enumerate(user_events(file)):
+            sending.send(topic, key=key_of(event.user_id), value=event.SerializeToString())
+            if sent % 1_000 == 0:
+                progress("events", sent / total)
+        sending.flush()
+        progress("events", 1.0)
+    sending.close()
+    typer.echo(f"{total:,} events in {topic}")

@@ -1,0 +1,49 @@
+"""The command line says what it can do, with examples, and refuses what it cannot."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from vitrine.cli import app
+
+COMMANDS = [
+    ("serve",), ("work",), ("train",), ("demo",), ("doctor",),
+    ("artifacts", "ls"), ("artifacts", "show"), ("artifacts", "verify"), ("artifacts", "rollback"),
+    ("artifacts", "prune"), ("topics", "create"), ("data", "simulate"), ("data", "convert"), ("data", "validate"),
+    ("data", "replay"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_commands_help_has_an_example(command):
+    shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0
+    assert "Example" in shown.output
+    assert f"vitrine {' '.join(command)}" in shown.output
+
+
+@pytest.mark.parametrize(("command", "choices"), [("serve", "ann, matching, ctr"), ("train", "des, softmax, bdg, catalog")])
+def test_an_unknown_name_is_answered_with_the_known_ones(command, choices):
+    shown = CliRunner().invoke(app, [command, "nothing"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 2
+    assert choices in shown.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["serve", "ann"], ["serve", "matching"], ["serve", "ctr"], ["work"], *(["train", "--processes", "1", t] for t in ("des", "softmax", "bdg", "catalog"))],
+    ids=" ".join,
+)  # fmt: skip
+def test_flags_after_the_name_belong_to_the_process_that_is_started(command):
+    if command == ["work"]:  # it has no name to put its own flags behind
+        command = ["work", "--worker-id", "w", "--help-is-not-a-flag"]
+    else:
+        command = [*command, "--help"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "vitrine.cli", *command], capture_output=True, text=True, check=False, timeout=60
+    )
+    said = shown.stdout + shown.stderr
+    assert "store" in said or "help-is-not-a-flag" in said
+    assert "vitrine serve ann --store" not in said, "this is the help of `vitrine serve`, not the service's"
