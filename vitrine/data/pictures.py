@@ -134,8 +134,8 @@ def draw(seed: int, item_id: int, category: str) -> bytes:
 
 
 def _placement(u: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(3, 2) affine map from centred unit coordinates: turn up to 17 degrees, size 0.55 to 0.85, shift, flip."""
-    turn, size = (u[0] - 0.5) * 0.6, 0.55 + 0.3 * u[1]
+    """(3, 2) affine map from centred unit coordinates: turn up to 17 degrees, size 0.65 to 0.95, shift, flip."""
+    turn, size = (u[0] - 0.5) * 0.6, 0.65 + 0.3 * u[1]
     flip = -1.0 if u[2] < 0.5 else 1.0
     cos, sin = size * np.cos(turn), size * np.sin(turn)
     slack = 0.35 * (1 - size)

@@ -30,6 +30,7 @@ _VIEW, _PURCHASE, _JOIN, _LEAVE, _IMPRESSION, _CLICK = range(len(_KINDS))
 Progress = Callable[[str, float], None]
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
+F64 = NDArray[np.floating[Any]]
 
 
 def write_market(
@@ -39,7 +40,7 @@ def write_market(
     ads: int = 2_000,
     crowds: int = 400,
     pictures: int = 3_000,
-    events_per_user: float = 14.0,
+    events_per_user: float = 16.0,
     seed: int = 0,
     progress: Progress = lambda stage, fraction: None,
     chunk_users: int = _CHUNK_USERS,
@@ -146,10 +147,10 @@ def _slots(seed: int, users: U64, mean: float) -> tuple[I64, I64]:
 
 def _first_topic(topic: I64, slots: I64) -> I64:
     """Topic of each user's event 0."""
-    return topic[np.cumsum(slots) - slots]
+    return np.asarray(topic[np.cumsum(slots) - slots])
 
 
-def _looked_at(world: World, taste: NDArray[np.float64], topic: I64, user: U64, number: I64) -> I64:
+def _looked_at(world: World, taste: F64, topic: I64, user: U64, number: I64) -> I64:
     """Of two items drawn by topic, mostly the one nearer to the user's own taste."""
     two = [world.item_choice.draw(topic, draws.uniform(world.seed, f"item/{k}", user, number)) for k in range(2)]
     lead = affinity(taste, world.items[two[0]]) - affinity(taste, world.items[two[1]])
@@ -161,7 +162,7 @@ def _shown(world: World, topic: I64, user: NDArray[Any], number: NDArray[Any], s
     """Ads shown: six in ten by the user's topic, the rest by fame alone."""
     u = draws.uniform(world.seed, stream, user, number)
     aimed = draws.uniform(world.seed, stream + "/aimed", user, number) < 0.6
-    return np.where(aimed, world.ad_choice.draw(topic, u), world.any_ad.draw(np.zeros_like(topic), u))
+    return np.asarray(np.where(aimed, world.ad_choice.draw(topic, u), world.any_ad.draw(np.zeros_like(topic), u)))
 
 
 def _with_clicks(shown: Events, clicked: NDArray[np.bool_]) -> Events:
@@ -184,9 +185,7 @@ def _with_clicks(shown: Events, clicked: NDArray[np.bool_]) -> Events:
     )
 
 
-def _held_out(
-    world: World, users: U64, tastes: NDArray[np.float64], first: I64, second: I64, share: NDArray[np.float64]
-) -> Events:
+def _held_out(world: World, users: U64, tastes: F64, first: I64, second: I64, share: F64) -> Events:
     """The next click of each user: of 16 impressions one, by its click probability; after the history's end."""
     seed, number = world.seed, np.arange(16)
     user = users[:, None]

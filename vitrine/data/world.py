@@ -148,7 +148,7 @@ class World:
 
 
 def _crowds_of_items(seed: int, items: F64, crowds: F64, reach: F64) -> tuple[I64, I64]:
-    """Each item's 2 to 6 crowds, no crowd twice, by reach and likeness (Gumbel top-k); a thousand items at a time."""
+    """Each item's 2 to 6 crowds, no crowd twice, by reach and likeness (Gumbel top-k), by the thousand."""
     drawn = 2 + np.floor(5 * draws.uniform(seed, "item/crowds", np.arange(len(items)))).astype(np.int64)
     counts = np.minimum(drawn, len(crowds))
     members = []
