@@ -70,10 +70,9 @@ class Matcher:
         rows, known = catalog.ad_ordinals(towers.ads)
         self._ad_bias[rows] = towers.ad_bias[known]
         self._ad_vecs[rows] = towers.ad_vecs[known]
-        self._arrays = tuple(
-            np.ascontiguousarray(a)
-            for a in (catalog.crowd_indptr, catalog.posting_ads, catalog.posting_bids, self._ad_bias, self._ad_vecs)
-        )
+        self._crowd_indptr = np.ascontiguousarray(catalog.crowd_indptr)
+        self._posting_ads = np.ascontiguousarray(catalog.posting_ads)
+        self._posting_bids = np.ascontiguousarray(catalog.posting_bids)
 
     def refresh(self, state: UserState) -> None:
         """Computes the user's tower anew from the state's features, in place."""
@@ -201,5 +200,17 @@ class Matcher:
         crowds: NDArray[np.uint32],
         k: int,
     ) -> tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.float32], NDArray[np.uint32], NDArray[np.float32]]:
-        found = native.match_topk(bias, vecs, indptr, crowds, *self._arrays, k, self._threads)
-        return found[:5]
+        counts, ads, values, won, bids, _ = native.match_topk(
+            bias,
+            vecs,
+            indptr,
+            crowds,
+            self._crowd_indptr,
+            self._posting_ads,
+            self._posting_bids,
+            self._ad_bias,
+            self._ad_vecs,
+            k,
+            self._threads,
+        )
+        return counts, ads, values, won, bids

@@ -146,9 +146,22 @@ class Store:
             state, stored = pipeline.execute()
         return state, stored
 
+    def ping(self) -> None:
+        """Returns where Redis answers; UnavailableError where it does not."""
+        with _answering():
+            self._client.ping()
+
     def applied(self) -> int:
         """Events applied by all buckets since they were first written."""
         return sum(mark.applied for mark in self.read_marks(range(placement.BUCKETS)))
+
+    def lists(self) -> int:
+        """Users who have a list: as many as have a state, for one script writes both."""
+        with _answering():
+            pipeline = self._client.pipeline(transaction=False)
+            for bucket in range(placement.BUCKETS):
+                pipeline.hlen(self._key(bucket, "states"))
+            return sum(pipeline.execute())
 
     def _write(self, writes: Sequence[BucketWrite]) -> list[bytes | None]:
         fresh = [secrets.token_bytes(16) for _ in writes]

@@ -1,0 +1,1 @@
+"""Near-line matching as processes: a worker that keeps lists fresh, a server that fetches them."""

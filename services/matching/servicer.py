@@ -1,0 +1,208 @@
+"""MatchingService: a stored list in one Redis read, a fallback where there is none, and why an ad ranks as it does."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+from prometheus_client import Counter
+
+from vitrine.api.events.v1 import events_pb2
+from vitrine.api.matching.v1 import matching_pb2, matching_pb2_grpc
+from vitrine.errors import FieldError, NotFoundError, UnavailableError
+from vitrine.matching import record, state
+from vitrine.matching.events import RecordError
+from vitrine.matching.match import Matcher
+from vitrine.matching.record import StoredList
+from vitrine.matching.store import Store
+from vitrine.runtime import logs, metrics
+
+MAX_EXPLAINED = 1_000
+# Entries of the fallback: enough that hiding paused ads leaves a full answer.
+FALLBACK_ENTRIES = 1_000
+
+_log = logs.get_logger(__name__)
+
+answers = Counter(
+    "vitrine_matching_answers_total", "GetMatches answers by source.", ("source",), registry=metrics.REGISTRY
+)
+
+
+class PausedAds:
+    """Ads that `ad-updates` says are paused; `apply` is a tail's."""
+
+    def __init__(self) -> None:
+        self._paused: set[int] = set()
+
+    def __contains__(self, ad_id: int) -> bool:
+        return ad_id in self._paused
+
+    def __bool__(self) -> bool:
+        return bool(self._paused)
+
+    def apply(self, offset: int, key: bytes | None, value: bytes | None) -> None:
+        """Takes one record; a tombstone means active. Raises RecordError for one that is no AdUpdate."""
+        if key is None or not key.isdigit():
+            raise RecordError(f"key: {key!r} is no ad id in decimal ASCII")
+        ad_id = int(key)
+        if value is None:
+            self._paused.discard(ad_id)
+            return
+        update = events_pb2.AdUpdate.FromString(value)
+        if update.ad_id != ad_id:
+            raise RecordError(f"ad_id: {update.ad_id}, where the key is {ad_id}")
+        if update.state == events_pb2.AdUpdate.STATE_PAUSED:
+            self._paused.add(ad_id)
+        elif update.state == events_pb2.AdUpdate.STATE_ACTIVE:
+            self._paused.discard(ad_id)
+        else:
+            raise RecordError(f"state: {update.state} is none that this reader knows")
+
+
+class StoreWatch:
+    """Whether Redis answers: asked in a thread, so that while it does not, calls need not wait for its timeout."""
+
+    def __init__(self, ping: Callable[[], object], *, interval_s: float = 0.25) -> None:
+        self.lost: str | None = None
+        self._ping = ping
+        self._closed = threading.Event()
+        self._interval_s = interval_s
+        self._thread = threading.Thread(target=self._run, name="store watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._ping()
+                self.lost = None
+            except UnavailableError as error:
+                self.lost = str(error)
+            self._closed.wait(self._interval_s)
+
+
+class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
+    """Answers from the store; what is paused is hidden here, before any worker rewrites a list."""
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        store: Store,
+        paused: PausedAds,
+        watch: StoreWatch,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._matcher = matcher
+        self._store = store
+        self._paused = paused
+        self._watch = watch
+        self._clock = clock
+        self._fallback = matcher.fallback(FALLBACK_ENTRIES)
+
+    def GetMatches(  # noqa: N802 (the proto's name)
+        self, request: matching_pb2.GetMatchesRequest, context: grpc.ServicerContext
+    ) -> matching_pb2.GetMatchesResponse:
+        if not request.user_id:
+            raise FieldError("user_id", "0 is reserved; name the user")
+        if not 1 <= request.k <= self._matcher.served:
+            raise FieldError("k", f"{request.k} is not in 1..{self._matcher.served}, the served length of a list")
+        stored, source = self._read(request.user_id)
+        response = matching_pb2.GetMatchesResponse(source=source)
+        if stored is not None:
+            response.context.keys.extend(stored.keys.tolist())
+            response.context.weights.extend(stored.weights.tolist())
+        if source == matching_pb2.SOURCE_STORED:
+            assert stored is not None
+            self._fill(response, stored, request.k)
+            response.revision = stored.revision
+            response.age_ms = max(0, int(self._clock() * 1000) - stored.append_ms)
+        else:
+            self._fill(response, self._fallback, request.k)
+        answers.labels(matching_pb2.Source.Name(source)).inc()
+        return response
+
+    def Explain(  # noqa: N802 (the proto's name)
+        self, request: matching_pb2.ExplainRequest, context: grpc.ServicerContext
+    ) -> matching_pb2.ExplainResponse:
+        if not request.user_id:
+            raise FieldError("user_id", "0 is reserved; name the user")
+        if not 1 <= len(request.ad_ids) <= MAX_EXPLAINED:
+            raise FieldError("ad_ids", f"{len(request.ad_ids)} ads; 1 to {MAX_EXPLAINED} can be explained at once")
+        held, listed = self._store.read_user(request.user_id)
+        if held is None or listed is None:
+            raise NotFoundError(f"user {request.user_id} has no state: no event of this user was applied yet")
+        user, stored = state.decode(held), record.decode(listed)
+        made_from = (stored.catalog_version, stored.towers_version)
+        served = (self._matcher.catalog_version, self._matcher.towers_version)
+        if made_from != served:
+            raise UnavailableError(
+                f"the list of user {request.user_id} was made from catalog {made_from[0]} and towers"
+                f" {made_from[1]}, and this server holds {served[0]} and {served[1]}; it can explain the list after"
+                " the user's next event, or once server and worker run the same versions"
+            )
+        ranks = {ad: rank for rank, ad in enumerate(stored.ads.tolist(), start=1)}
+        response = matching_pb2.ExplainResponse(
+            catalog_version=stored.catalog_version,
+            towers_version=stored.towers_version,
+            floor_value=stored.floor_value,
+            user_crowd_ids=sorted(user.crowds),
+        )
+        for reason in self._matcher.explain(user, list(request.ad_ids)):
+            rank = ranks.get(reason.ad, 0)
+            if not reason.known:
+                verdict = matching_pb2.VERDICT_UNKNOWN_AD
+            elif rank:
+                paused = reason.ad in self._paused
+                verdict = matching_pb2.VERDICT_PAUSED if paused else matching_pb2.VERDICT_LISTED
+            elif len(reason.crowds):
+                verdict = matching_pb2.VERDICT_BELOW_FLOOR
+            else:
+                verdict = matching_pb2.VERDICT_NO_SHARED_CROWD
+            response.explanations.add(
+                ad_id=reason.ad,
+                verdict=verdict,
+                rank=rank,
+                shared_crowd_ids=reason.crowds.tolist(),
+                shared_bids=reason.bids.tolist(),
+                crowd_id=reason.crowd,
+                bid=reason.bid,
+                pctr=reason.pctr,
+                value=reason.value,
+            )
+        return response
+
+    def _read(self, user_id: int) -> tuple[StoredList | None, matching_pb2.Source.ValueType]:
+        """The user's list, and what to answer from: a list without a single live ad is no list to serve."""
+        if self._watch.lost is not None:
+            return None, matching_pb2.SOURCE_FALLBACK_STORE_LOST
+        try:
+            held = self._store.read_list(user_id)
+        except UnavailableError as error:
+            self._watch.lost = str(error)
+            return None, matching_pb2.SOURCE_FALLBACK_STORE_LOST
+        if held is None:
+            return None, matching_pb2.SOURCE_FALLBACK_NO_LIST
+        try:
+            stored = record.decode(held)
+        except RecordError as error:
+            _log.error("a stored list cannot be read", user_id=user_id, reason=str(error))
+            return None, matching_pb2.SOURCE_FALLBACK_NO_LIST
+        if all(ad in self._paused for ad in stored.ads.tolist()):
+            return stored, matching_pb2.SOURCE_FALLBACK_NO_LIST
+        return stored, matching_pb2.SOURCE_STORED
+
+    def _fill(self, response: matching_pb2.GetMatchesResponse, stored: StoredList, k: int) -> None:
+        """The first k entries that are not paused."""
+        response.catalog_version = stored.catalog_version
+        response.towers_version = stored.towers_version
+        rows: slice | list[int] = slice(k)
+        if self._paused:
+            rows = [row for row, ad in enumerate(stored.ads.tolist()) if ad not in self._paused][:k]
+        response.ad_ids.extend(stored.ads[rows].tolist())
+        response.values.extend(stored.values[rows].tolist())
+        response.bids.extend(stored.bids[rows].tolist())
+        response.crowd_ids.extend(stored.crowds[rows].tolist())
