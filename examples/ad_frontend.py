@@ -1,0 +1,98 @@
+"""An ad front end: a user's ads from GetMatches, scored, sold in a second-price auction, reported to Kafka."""
+
+import argparse
+import random
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from kafka import KafkaProducer
+
+from vitrine.api.events.v1.events_pb2 import AdClick, AdImpression, UserEvent
+from vitrine.client import CtrClient, Matches, MatchingClient
+from vitrine.runtime.kafka import key_of, producer
+
+EXAMPLES = """examples:
+  python examples/ad_frontend.py --matching localhost:7010 --ctr localhost:7020 --kafka kafka://localhost:9092 \\
+    --user 17                  the click is drawn with the probability that the ad was sold at
+    --user 17 --click          the user clicks
+    --user 17 --topic eu.user-events       under VITRINE_NAMESPACE=eu
+"""
+
+
+@dataclass(frozen=True)
+class Sale:
+    """One ad shown. Bid and price are currency units a click; pctr is the click probability it was sold at."""
+
+    ad: int
+    crowd: int
+    bid: float
+    pctr: float
+    price: float
+    request_id: str
+    clicked: bool
+
+
+def auction(matches: Matches, pctrs: np.ndarray) -> tuple[int, float] | None:
+    """Second price over bid x pCTR: (winner's row, what it pays a click), or None where nothing is worth showing.
+
+    The winner pays the least bid that would still have won: the second's bid x pCTR over its own pCTR.
+    """
+    worth = matches.bids.astype(np.float64) * pctrs
+    order = np.lexsort((matches.ads, -worth))  # equal worth: the lower ad id
+    if not len(order) or worth[order[0]] <= 0:
+        return None
+    winner, second = order[0], worth[order[1]] if len(order) > 1 else 0.0
+    return int(winner), float(min(second / pctrs[winner], matches.bids[winner]))
+
+
+def run_auction(
+    matching: MatchingClient, ctr: CtrClient, events: KafkaProducer, user_id: int,
+    *, k: int = 50, topic: str = "user-events", click: bool | None = None, rng: random.Random | None = None,
+) -> Sale | None:  # fmt: skip
+    """One page view. `click` None draws the click with the probability that the ad was sold at."""
+    matches = matching.get_matches(user_id, k)
+    pctrs = ctr.score(matches.context, matches.ads).pctrs if len(matches.ads) else np.empty(0)
+    sold = auction(matches, pctrs)
+    if sold is None:
+        return None
+    row, price = sold
+    ad, pctr = int(matches.ads[row]), float(pctrs[row])
+    clicked = (rng or random).random() < pctr if click is None else click
+    request_id = secrets.token_hex(16)  # the trace id as well
+    trace = [("traceparent", f"00-{request_id}-{secrets.token_hex(8)}-01".encode())]
+
+    def send(**kind: Any) -> None:
+        event = UserEvent(user_id=user_id, time_ms=int(time.time() * 1000), **kind)
+        events.send(topic, key=key_of(user_id), value=event.SerializeToString(), headers=trace)
+
+    send(impression=AdImpression(ad_id=ad, price=price, pctr=pctr, request_id=request_id))
+    if clicked:
+        send(click=AdClick(ad_id=ad, request_id=request_id))
+    return Sale(ad, int(matches.crowds[row]), float(matches.bids[row]), pctr, price, request_id, clicked)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--matching", required=True, help="address of the matching service")
+    parser.add_argument("--ctr", required=True, help="address of the ctr service")
+    parser.add_argument("--kafka", required=True, help="kafka://host:port")
+    parser.add_argument("--user", type=int, required=True, help="the user who opens the page")
+    parser.add_argument("--topic", default="user-events", help="topic of the events (default: %(default)s)")
+    parser.add_argument(
+        "--click", action="store_true", default=None, help="click the ad; else it is drawn by its odds"
+    )
+    args = parser.parse_args()
+    with MatchingClient(args.matching) as matching, CtrClient(args.ctr) as ctr:
+        events = producer(args.kafka)
+        sale = run_auction(matching, ctr, events, args.user, topic=args.topic, click=args.click)
+        events.close()  # waits for the brokers' acknowledgements
+    print(sale or "no ad is worth showing")
+
+
+if __name__ == "__main__":
+    main()
