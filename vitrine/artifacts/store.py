@@ -171,6 +171,7 @@ class ArtifactStore:
             check_ref(ref)
         if not 1 <= schema < 2**31:
             raise ArtifactError(f"artifact {name}: schema {schema}: use 1 or more")
+        kind = check_name(kind or name)
         parents = dict(parents or {})
         plain = {"offsets": plain_offsets(offsets or {}), "metrics": plain_metrics(metrics or {})}
         self._check_parents(name, parents)
@@ -182,7 +183,7 @@ class ArtifactStore:
             entries = {file: self.objects.upload(source, f"{key}/{file}") for file, source in sources.items()}
             manifest = Manifest(
                 name=name,
-                kind=check_name(kind or name),
+                kind=kind,
                 schema=schema,
                 version=version,
                 created=now.isoformat(timespec="microseconds").replace("+00:00", "Z"),

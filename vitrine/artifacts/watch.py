@@ -103,12 +103,20 @@ class Watcher:
         except UnavailableError as error:
             self._report(f"{self._name} {version}: cannot be fetched now: {error}")
         except Exception as error:
+            if isinstance(error, ArtifactError) and self._moved_on(version):
+                return  # pruned under our feet, which is no fault of the version
             reason = str(error) if isinstance(error, ArtifactError) else f"{type(error).__name__}: {error}"
             self._refuse(version, reason, settled=not isinstance(error, MissingArtifactError))
         else:
             self.current, self._refused = version, None
             self._report("")
             log.info("%s: %s is loaded", self._name, version)
+
+    def _moved_on(self, version: str) -> bool:
+        try:
+            return self._store.resolve(self._name, self._ref) != version
+        except (ArtifactError, UnavailableError):
+            return False
 
     def _refuse(self, version: str, reason: str, *, settled: bool) -> None:
         self._settled = settled
