@@ -11,7 +11,7 @@
 
 namespace vitrine {
 
-// Queries of one scan tile: 8, or 4, 2, 1 for what is left of a batch.
+// Queries of a full scan tile; what is left of a batch makes tiles of 4, 2, 1.
 inline constexpr size_t max_tile = 8;
 
 // Rows [begin, end) of word-major codes ([words][stride]) against one tile of packed queries.
@@ -30,7 +30,7 @@ struct Kernels {
   size_t packed_parts;
   // queries [tile][words] -> packed [words][tile][packed_parts].
   void (*pack)(const uint64_t* queries, size_t tile, size_t words, uint64_t* packed);
-  // For each query of the tile (1, 2, 4 or 8): the rows at a distance below its bound, ascending, as
+  // For each query of the tile: the rows at a distance below its bound, ascending, as
   // distance << 32 | row, into hits + query * hit_stride; their number is added to counts[query].
   void (*scan)(const ScanBlock& block, const uint64_t* packed, size_t tile, const uint32_t* bounds, uint64_t* hits,
                size_t hit_stride, size_t* counts);

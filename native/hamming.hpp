@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "dispatch.hpp"
@@ -23,7 +24,7 @@ struct HammingInput {
   size_t count;
 };
 
-inline size_t tile_of(size_t left) { return left >= max_tile ? max_tile : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+inline size_t tile_of(size_t left) { return std::min(max_tile, std::bit_floor(left)); }
 
 // The k best of rows [begin, end) for `count` queries packed tile by tile: [count] lists of distance << 32 | row.
 inline std::vector<std::vector<uint64_t>> scan_rows_topk(const Kernels& kernels, const HammingInput& in,

@@ -95,6 +95,7 @@ struct BadPosting {
 
 inline void match_user(const Kernels& kernels, const MatchInput& in, size_t user, size_t k, MatchScratch& scratch,
                        const MatchOutput& out) {
+  constexpr int64_t ahead = 16;  // postings whose slots are asked for early: ads lie anywhere in memory
   scratch.begin(in.ads);
   uint64_t eligible = 0;
   for (int64_t c = in.user_indptr[user]; c < in.user_indptr[user + 1]; ++c) {
@@ -104,6 +105,7 @@ inline void match_user(const Kernels& kernels, const MatchInput& in, size_t user
       const uint32_t ad = in.posting_ads[p];
       const float bid = in.posting_bids[p];
       if (ad >= in.ads) throw BadPosting{p, ad};
+      if (p + ahead < stop) __builtin_prefetch(scratch.slots.data() + in.posting_ads[p + ahead], 1);
       MatchScratch::Slot& slot = scratch.slots[ad];
       if (slot.stamp != scratch.stamp) {
         slot = {scratch.stamp, static_cast<uint32_t>(scratch.ads.size())};

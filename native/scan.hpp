@@ -10,10 +10,28 @@
 namespace vitrine {
 namespace {
 
+// Sums of `Queries` x `Groups` registers of rows from `row` on, of which some lane is below its bound: `left` rows count.
+template <class Isa, int Queries, int Groups>
+__attribute__((noinline, cold)) void collect(const uint64_t (&sums)[Queries][Groups * Isa::lanes], size_t row,
+                                             size_t left, const uint32_t* bounds, uint64_t* hits, size_t hit_stride,
+                                             size_t* counts) {
+  for (int q = 0; q < Queries; ++q) {
+    uint64_t* out = hits + q * hit_stride;
+    size_t count = counts[q];
+    for (size_t lane = 0; lane < left; ++lane) {
+      const uint64_t sum = sums[q][lane];
+      out[count] = (sum + bounds[q]) << 32 | (row + lane);
+      count += sum >> 63;
+    }
+    counts[q] = count;
+  }
+}
+
 // `Groups` registers of rows from `row` against `Queries` queries; with Tail, one register of which `left` are rows.
 template <class Isa, int Queries, int Groups, bool Tail>
-inline void scan_rows(const ScanBlock& block, size_t row, size_t left, const uint64_t* packed, const uint32_t* bounds,
-                      uint64_t* hits, size_t hit_stride, size_t* counts) {
+__attribute__((always_inline)) inline void scan_rows(const ScanBlock& block, size_t row, size_t left,
+                                                     const uint64_t* packed, const uint32_t* bounds, uint64_t* hits,
+                                                     size_t hit_stride, size_t* counts) {
   typename Isa::Sum sums[Queries][Groups];
   for (int q = 0; q < Queries; ++q) {
     for (int g = 0; g < Groups; ++g) sums[q][g] = Isa::minus(bounds[q]);
@@ -46,26 +64,17 @@ inline void scan_rows(const ScanBlock& block, size_t row, size_t left, const uin
   typename Isa::Sum any = sums[0][0];
   for (int i = 1; i < Queries * Groups; ++i) any = Isa::either(any, sums[i / Groups][i % Groups]);
   if (__builtin_expect(Isa::negative(any) == 0, 1)) return;
+  uint64_t lanes[Queries][Groups * Isa::lanes];  // out of the registers only here
   for (int q = 0; q < Queries; ++q) {
-    for (int g = 0; g < Groups; ++g) {
-      unsigned below = Isa::negative(sums[q][g]);
-      if (Tail) below &= (1u << left) - 1;
-      if (below == 0) continue;
-      uint64_t lanes[Isa::lanes];
-      Isa::store(lanes, sums[q][g]);
-      uint64_t* out = hits + q * hit_stride;
-      for (; below != 0; below &= below - 1) {
-        const unsigned lane = static_cast<unsigned>(__builtin_ctz(below));
-        out[counts[q]++] = (lanes[lane] + bounds[q]) << 32 | (row + g * Isa::lanes + lane);
-      }
-    }
+    for (int g = 0; g < Groups; ++g) Isa::store(lanes[q] + g * Isa::lanes, sums[q][g]);
   }
+  collect<Isa, Queries, Groups>(lanes, row, Tail ? left : Groups * Isa::lanes, bounds, hits, hit_stride, counts);
 }
 
 template <class Isa, int Queries>
 void scan_tile(const ScanBlock& block, const uint64_t* packed, const uint32_t* bounds, uint64_t* hits,
                size_t hit_stride, size_t* counts) {
-  constexpr int groups = Queries >= 4 ? 1 : 4 / Queries;
+  constexpr int groups = max_tile / Queries;  // eight sums at a time, whatever the tile
   size_t row = block.begin;
   for (; row + groups * Isa::lanes <= block.end; row += groups * Isa::lanes) {
     scan_rows<Isa, Queries, groups, false>(block, row, 0, packed, bounds, hits, hit_stride, counts);
