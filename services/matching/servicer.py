@@ -1,4 +1,4 @@
-"""MatchingService: a stored list in one Redis read, a fallback where there is none, and why an ad ranks as it does."""
+"""MatchingService: a list by one Redis read, a fallback where there is none, and why an ad ranks as it does."""
 
 import threading
 import time
