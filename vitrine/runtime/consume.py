@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
+from kafka.errors import FencedInstanceIdError, KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from vitrine.errors import UnavailableError
 from vitrine.runtime.kafka import answering, log_lost, parse_url, partition_count
@@ -27,6 +27,10 @@ from vitrine.runtime.redis import AWAY
 _log = structlog.get_logger(__name__)
 
 _NOT_NOW: tuple[type[Exception], ...] = (UnavailableError, *AWAY)
+
+
+class MemberTakenError(RuntimeError):
+    """A younger process has this loop's member name; this one must not go on."""
 
 
 class Record(Protocol):
@@ -89,6 +93,7 @@ class ConsumerLoop:
         self._url = url
         self._config = parse_url(url)
         self._handler = handler
+        self._member = member
         self._poll_ms = poll_ms
         self._idle_s = idle_s
         self._settings: dict[str, Any] = self._config.kwargs() | {
@@ -113,6 +118,7 @@ class ConsumerLoop:
         self._waiting = False  # the handler said "not now"
         self._owned: set[int] = set()
         self._unplaced: set[int] = set()  # owned, but the handler has not said yet from where
+        self._commits: dict[int, int] = {}
         self._lag: dict[int, int] = {}
         self._contact = time.monotonic()
 
@@ -156,12 +162,8 @@ class ConsumerLoop:
         self._client().seek(self._place(partition), offset)
 
     def commit(self, offsets: Mapping[int, int]) -> None:
-        """Tells Kafka the next offsets, for lag monitors. Not waited for; a failure costs nothing."""
-        if self._config.memory or not offsets:
-            return
-        self._client().commit_async(
-            {self._place(p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
-        )
+        """The next offsets of these partitions, for lag monitors; told to Kafka about once a second."""
+        self._commits.update(offsets)
 
     # The loop.
 
@@ -169,8 +171,8 @@ class ConsumerLoop:
         """Reads until `stop`.
 
         Raises LogLostError (see there), NotFoundError where the topic does not exist, UnavailableError where no
-        broker answers at the start, kafka's FencedInstanceIdError where another process took the same member
-        name, and whatever the handler raises. A broker lost on the way is waited for.
+        broker answers at the start, MemberTakenError where another process took the same member name, and
+        whatever the handler raises. A broker lost on the way is waited for.
         """
         consumer = self._connect()
         try:
@@ -190,8 +192,13 @@ class ConsumerLoop:
                 except _NOT_NOW as error:
                     self._wait_for_handler(error)
                 if time.monotonic() >= next_idle:
+                    self._send_commits(consumer)
                     self._measure(consumer)
                     next_idle = time.monotonic() + self._idle_s
+        except FencedInstanceIdError as error:
+            raise MemberTakenError(
+                f"another live process is member {self._member!r} of group {self.group}: give each its own name"
+            ) from error
         finally:
             self._consumer = None
             consumer.close(autocommit=False, timeout_ms=2_000)
@@ -236,6 +243,8 @@ class ConsumerLoop:
         placed = partitions & (self._owned - self._unplaced)
         self._owned -= partitions
         self._unplaced -= partitions
+        for partition in partitions:
+            self._commits.pop(partition, None)
         if placed:
             self._handler.revoked(sorted(placed))
 
@@ -247,6 +256,7 @@ class ConsumerLoop:
         offsets = self._handler.assigned(asked)
         for partition in asked:
             consumer.seek(self._place(partition), offsets[partition])
+            self._commits[partition] = offsets[partition]
         self._unplaced -= set(asked)
         if self._waiting:
             self._waiting = False
@@ -265,6 +275,14 @@ class ConsumerLoop:
         paused = consumer.paused()
         consumer.pause(*(still & assigned) - paused)
         consumer.resume(*(paused & assigned) - still)
+
+    def _send_commits(self, consumer: KafkaConsumer) -> None:
+        """Sent again even where nothing moved: an answer is how kafka-python learns that its name was taken.
+
+        (It only logs a heartbeat's, and would read on for ever beside the new member.)
+        """
+        if self._commits and not self._config.memory:
+            consumer.commit_async({self._place(p): OffsetAndMetadata(o, "", -1) for p, o in self._commits.items()})
 
     def _measure(self, consumer: KafkaConsumer) -> None:
         """One small question to the broker: proves contact and tells the lag."""

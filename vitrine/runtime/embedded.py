@@ -334,7 +334,8 @@ class _Kafka(_Server):
     def __init__(self, folder: Path, home: Path) -> None:
         super().__init__(folder)
         self._home = home
-        self._cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()
+        # Kafka takes an id that begins with "-" for an option, so the first of the 16 bytes is 0.
+        self._cluster = base64.urlsafe_b64encode(b"\0" + secrets.token_bytes(15)).rstrip(b"=").decode()
 
     @property
     def url(self) -> str:
