@@ -1,0 +1,256 @@
+"""The user state: what events leave behind, to the byte, and what stays the same as time passes."""
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matching_kit import DAY_MS, START_MS, random_event, small_catalog
+
+from vitrine.api.events.v1.events_pb2 import CrowdChange, ItemAction, UserEvent
+from vitrine.data.replay import user_event
+from vitrine.matching import state
+from vitrine.matching.events import MAX_VALUE_BYTES, RecordError, parse_event
+from vitrine.matching.state import EventTable, UserState, fold
+
+CATALOG = small_catalog()
+TABLE = EventTable(CATALOG)
+HALF_LIFE_MS = CATALOG.half_life_ms
+ITEM = int(CATALOG.items[0])
+USER = 77
+
+
+def event(kind: str, time_ms: int = START_MS, *, item: int = ITEM, crowd: int = 10, ad: int = 3) -> UserEvent:
+    return user_event(kind, USER, time_ms, item, crowd, ad)
+
+
+def folded(events: list[UserEvent], append_ms: int = START_MS + 10_000 * DAY_MS) -> UserState:
+    user = UserState(USER)
+    for offset, each in enumerate(events):
+        fold(user, each, append_ms, offset, TABLE)
+    return user
+
+
+@st.composite
+def histories(draw):
+    """Events over some years, as they arrive: mostly in order, now and then years late."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    times = START_MS + np.cumsum(rng.exponential(draw(st.sampled_from((1e3, 1e8, 1e11))), draw(st.integers(1, 60))))
+    late = rng.random(len(times)) < 0.1
+    times[late] -= rng.exponential(1e11, late.sum())
+    return [random_event(rng, CATALOG, USER, max(0, int(t))) for t in times]
+
+
+@given(histories(), st.data())
+def test_a_state_written_and_read_between_any_two_events_ends_in_the_same_bytes(events, data):
+    whole, parts = UserState(USER), UserState(USER)
+    for offset, each in enumerate(events):
+        fold(whole, each, START_MS, offset, TABLE)
+        fold(parts, each, START_MS, offset, TABLE)
+        if data.draw(st.booleans()):
+            parts = state.decode(state.encode(parts))
+    assert state.encode(parts) == state.encode(whole)
+
+
+def slow_weights(events: list[UserEvent], now_ms: int) -> dict[int, float]:
+    """Items' weights as of now by the definition: each event's base, halved once a half-life."""
+    weights: dict[int, float] = {}
+    for each in events:
+        if each.WhichOneof("kind") == "item":
+            base, item = 1.0 if each.item.action == ItemAction.ACTION_PURCHASE else 0.2, each.item.item_id
+        elif each.WhichOneof("kind") == "click":
+            base, item = 0.5, TABLE.item_of(each.click.ad_id)
+        else:
+            continue
+        if item:
+            weights[item] = weights.get(item, 0.0) + base * 2.0 ** ((each.time_ms - now_ms) / HALF_LIFE_MS)
+    return weights
+
+
+@given(histories())
+def test_weights_are_the_decayed_sums_of_the_definition(events):
+    user = folded(events, append_ms=10**15)
+    if not user.items:
+        return
+    expected = slow_weights(events, user.clock_ms)
+    age = 2.0 ** ((user.landmark_ms - user.clock_ms) / HALF_LIFE_MS)
+    for item, weight in user.items.items():
+        assert weight * age == pytest.approx(expected[item], rel=1e-5, abs=1e-300)
+
+
+@given(histories(), st.randoms())
+def test_late_events_commute(events, random):
+    items = [each for each in events if each.WhichOneof("kind") in ("item", "click")]
+    shuffled = list(items)
+    random.shuffle(shuffled)
+    a, b = folded(items, append_ms=10**15), folded(shuffled, append_ms=10**15)
+    if not a.items or not b.items:
+        return
+    move = 2.0 ** ((b.landmark_ms - a.landmark_ms) / HALF_LIFE_MS)
+    if not 1e-250 < move < 1e250:
+        return
+    for item in a.items.keys() & b.items.keys():
+        assert a.items[item] == pytest.approx(b.items[item] * move, rel=1e-5, abs=1e-250)
+
+
+@given(histories(), st.integers(1, 40))
+def test_features_do_not_change_when_the_landmark_moves(events, half_lives):
+    user = folded(events)
+    before = state.features(user)
+    state._rescale(user, math.ldexp(1.0, -half_lives))
+    after = state.features(user)
+    if len(before[0]) == len(after[0]):  # nothing was so small as to vanish
+        assert [a.tobytes() for a in before] == [a.tobytes() for a in after]
+
+
+@given(st.integers(-60_000, 60_000), st.integers(1, 2**45))
+def test_powers_of_two_are_close_to_the_librarys(halves, denominator):
+    numerator = halves * denominator // 64
+    assert state._exp2(numerator, denominator) == pytest.approx(2.0 ** (numerator / denominator), rel=1e-6)
+
+
+def test_the_same_events_give_the_bytes_that_they_gave_on_the_first_machine():
+    kinds = ("view", "purchase", "join", "leave", "impression", "click", "view")
+    events = [
+        event(
+            kinds[i % 7],
+            START_MS + (i * 7_919 % 1_000) * DAY_MS,
+            item=7 * (1 + i % 60),
+            crowd=10 * (1 + i % 13),
+            ad=3 * (1 + i % 60),
+        )
+        for i in range(500)
+    ]
+    assert hashlib.sha256(state.encode(folded(events))).hexdigest()[:16] == GOLDEN
+
+
+GOLDEN = "aa8e0bd7a6e2823a"
+
+
+def test_an_events_time_is_capped_by_the_brokers():
+    user = folded([event("purchase", START_MS + DAY_MS)], append_ms=START_MS)
+    assert user.clock_ms == START_MS == user.landmark_ms
+
+
+def test_every_event_counts_as_one_revision():
+    kinds = ("view", "purchase", "join", "leave", "impression", "click")
+    assert folded([event(kind) for kind in kinds]).revision == len(kinds)
+
+
+def test_an_item_brings_its_crowds_and_an_unknown_one_only_itself():
+    assert set(folded([event("view")]).crowds) == set(CATALOG.item_crowds(ITEM).tolist())
+    unknown = folded([event("view", item=999_983)])
+    assert (set(unknown.items), unknown.crowds) == ({999_983}, {})
+
+
+def test_leaving_takes_a_crowd_away_until_an_item_brings_it_back():
+    crowd = int(CATALOG.item_crowds(ITEM)[0])
+    gone = folded([event("purchase"), event("leave", crowd=crowd)])
+    assert crowd not in gone.crowds
+    assert ITEM in gone.items
+    assert crowd in folded([event("purchase"), event("leave", crowd=crowd), event("view")]).crowds
+
+
+def test_a_joined_crowd_stays_whatever_the_decay_and_an_items_crowd_vanishes():
+    later = START_MS + 3_000 * HALF_LIFE_MS
+    user = folded([event("purchase"), event("join", crowd=999_979), event("view", later, item=999_983)], later)
+    assert set(user.crowds) == {999_979}
+    assert user.crowds[999_979] > 0
+    assert set(user.items) == {999_983}
+
+
+def test_an_event_so_late_that_nothing_is_left_of_it_adds_no_member():
+    user = folded([event("purchase", START_MS), event("view", START_MS - 1_100 * HALF_LIFE_MS, item=999_983)])
+    assert 999_983 not in user.items
+    assert user.revision == 2
+
+
+def test_the_smallest_weights_go_first_and_higher_ids_among_equals():
+    user = folded([event("view", item=1_000_000 + i) for i in range(state.MAX_ITEMS + 2)])
+    assert set(user.items) == {1_000_000 + i for i in range(state.MAX_ITEMS)}
+    user = folded([event("view", item=1_000_000), *(event("purchase", item=2_000_000 + i) for i in range(50))])
+    assert 1_000_000 not in user.items
+
+
+def test_joined_crowds_go_last_when_there_are_too_many():
+    joins = [event("join", START_MS - 400 * HALF_LIFE_MS, crowd=1_000_000 + i) for i in range(state.MAX_CROWDS)]
+    user = folded([*joins, event("purchase")])
+    assert set(user.crowds) == {1_000_000 + i for i in range(state.MAX_CROWDS)} == user.joined
+    assert len(folded([*joins, event("join", crowd=5)]).joined) == state.MAX_CROWDS
+
+
+def test_seen_and_clicked_ads_are_counted_and_the_oldest_forgotten():
+    shown = [event("impression", START_MS + i, ad=1_000 + i) for i in range(state.MAX_ADS + 1)]
+    user = folded([*shown, event("click", START_MS + 900, ad=1_050)])
+    assert set(user.ads) == {1_001 + i for i in range(state.MAX_ADS)}
+    assert user.ads[1_050] == state.SeenAd(1, 1, START_MS + 900)
+
+
+def test_a_click_counts_half_a_purchase_of_the_ads_item():
+    ad = int(CATALOG.ads[0])
+    user = folded([event("click", ad=ad)])
+    item = CATALOG.item_of(ad)
+    assert user.items == {item: 0.5}
+    assert user.crowds == dict.fromkeys(CATALOG.item_crowds(item).tolist(), 0.5)
+
+
+def test_another_half_life_takes_over_at_the_users_clock():
+    user = folded([event("purchase", START_MS), event("impression", START_MS + HALF_LIFE_MS)])
+    shorter = EventTable(small_catalog())
+    shorter.half_life_ms = DAY_MS
+    fold(user, event("view", START_MS + HALF_LIFE_MS, item=999_983), START_MS + HALF_LIFE_MS, 2, shorter)
+    assert user.items[999_983] / user.items[ITEM] == pytest.approx(0.2 / 0.5)
+
+
+@given(histories(), st.data())
+def test_a_state_cut_short_or_altered_is_refused_not_misread(events, data):
+    encoded = state.encode(folded(events))
+    with pytest.raises(RecordError):
+        state.decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
+    at = data.draw(st.integers(0, len(encoded) - 1))
+    with pytest.raises(RecordError):
+        state.decode(encoded[:at] + bytes([encoded[at] ^ 1]) + encoded[at + 1 :])
+
+
+def test_a_state_of_a_newer_schema_is_refused():
+    encoded = state.encode(folded([event("view")]))
+    with pytest.raises(RecordError, match="schema 2; this reader knows 1"):
+        state.decode(encoded[:4] + b"\x02\x00" + encoded[6:])
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=40))
+def test_random_bytes_are_parsed_or_refused_and_nothing_else(value):
+    try:
+        parsed = parse_event(b"77", value)
+    except RecordError:
+        return
+    assert parsed.user_id == 77
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        (b"77", None, "tombstone"),
+        (b"77", b"\xff\xff", "no UserEvent"),
+        (b"77", b"", "user_id: 0"),
+        (b"78", event("view"), "key: b'78'"),
+        (b"077", event("view"), "decimal ASCII"),
+        (None, event("view"), "key: absent"),
+        (b"77", UserEvent(user_id=USER, time_ms=1), "kind: unset"),
+        (b"77", event("view", -1), "time_ms: -1"),
+        (b"77", UserEvent(user_id=USER, item=ItemAction(item_id=1)), "item.action: 0"),
+        (b"77", UserEvent(user_id=USER, item=ItemAction(item_id=1, action=9)), "item.action: 9"),
+        (b"77", UserEvent(user_id=USER, crowd=CrowdChange(crowd_id=1)), "crowd.change: 0"),
+        (b"77", event("view", item=0), "item.item_id: 0"),
+        (b"77", event("join", crowd=0), "crowd.crowd_id: 0"),
+        (b"77", event("impression", ad=0), "impression.ad_id: 0"),
+        (b"77", event("click", ad=0), "click.ad_id: 0"),
+        (b"77", b"x" * (MAX_VALUE_BYTES + 1), "65537 bytes"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_said(key, value, reason):
+    with pytest.raises(RecordError, match=reason):
+        parse_event(key, value.SerializeToString() if isinstance(value, UserEvent) else value)
