@@ -109,9 +109,9 @@ class _Channels:
                     "name": [{}],
                     "retryPolicy": {
                         "maxAttempts": 4,
-                        "initialBackoff": "0.05s",
+                        "initialBackoff": "0.1s",
                         "maxBackoff": "1s",
-                        "backoffMultiplier": 3,
+                        "backoffMultiplier": 2.5,
                         "retryableStatusCodes": ["UNAVAILABLE"],
                     },
                 }
@@ -123,10 +123,10 @@ class _Channels:
     _options: ClassVar[list[tuple[str, Any]]] = [
         ("grpc.service_config", _service_config),
         ("grpc.max_receive_message_length", 64 * 2**20),
-        # A server that restarts is found again within a second, not after grpc's own backoff of up to two minutes.
+        # A server that restarts is found again within the retries' second, not after grpc's backoff of minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2
@@ -33,7 +34,7 @@ class Health:
         *,
         interval_s: float = 0.2,
     ) -> None:
-        self.servicer = grpc_health.HealthServicer()
+        self.servicer = _Servicer()
         self._ready = dict(ready or {})
         self._degraded = dict(degraded or {})
         self._services = {grpc_health.OVERALL_HEALTH}
@@ -73,11 +74,13 @@ class Health:
             return not failures
 
     def drain(self) -> None:
-        """NOT_SERVING from here on, whatever the checks say."""
+        """NOT_SERVING from here on, whatever the checks say; watchers are told, and their streams ended."""
         self._stopped.set()
         with self._lock:
-            self._publish(False)
+            self._serving = False
+            metrics.serving.set(0)
             self.servicer.enter_graceful_shutdown()
+            self.servicer.end_watches()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):
@@ -111,3 +114,28 @@ class Health:
         codes = health_pb2.HealthCheckResponse
         for name in self._services:
             self.servicer.set(name, codes.SERVING if self._serving else codes.NOT_SERVING)
+
+
+class _Servicer(grpc_health.HealthServicer):
+    """The standard servicer, and an end to its Watch streams: an open one would hold up every drain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches: dict[int, Callable[[health_pb2.HealthCheckResponse | None], None]] = {}
+
+    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> None:  # noqa: N802
+        ended = threading.Event()
+
+        def send(response: health_pb2.HealthCheckResponse | None) -> None:
+            if not ended.is_set():
+                if response is None:
+                    ended.set()
+                    self._watches.pop(id(ended), None)
+                send_response_callback(response)
+
+        self._watches[id(ended)] = send
+        super().Watch(request, context, send)
+
+    def end_watches(self) -> None:
+        for send in list(self._watches.values()):
+            send(None)

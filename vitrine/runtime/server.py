@@ -162,9 +162,9 @@ class Process:
                 "pid": os.getpid(),
             }
         )
-        print(line, flush=True)
         if self._settings.address_file is not None:
             _write_whole(self._settings.address_file, line + "\n")
+        print(line, flush=True)
 
 
 def serve(
@@ -231,9 +231,9 @@ class _CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
             try:
                 left = context.time_remaining()
                 if left is not None and left <= 0:
-                    context.abort(
-                        grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was begun"
-                    )
+                    context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the work began")
+                if not context.is_active():
+                    context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
                 response = behaviour(request, context)
                 code = context.code() or code
                 return response
