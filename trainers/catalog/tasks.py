@@ -1,7 +1,6 @@
 """Tasks from files to files that a job does once: what is finished is found again by what it was made from."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ class Tasks:
     """Finished tasks under one folder, each a folder named after the task and the fingerprint of its inputs.
 
     A task writes into a folder of its own that gets its final name only when the task is done, so that a job
-    killed at any moment leaves either the whole result or none.
+    killed at any moment leaves either the whole result or none. One job at a time uses a folder.
     """
 
     def __init__(self, work: Path) -> None:
@@ -30,7 +29,7 @@ class Tasks:
         if folder.is_dir():
             self.resumed.append(name)
             return folder
-        unfinished = self.work / f".{name}-{key}.{os.getpid()}"
+        unfinished = self.work / f".{name}-{key}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         make(unfinished)

@@ -17,8 +17,19 @@ from vitrine.artifacts import ArtifactStore
 from vitrine.data.market import Market
 from vitrine.data.schemas import DataError
 from vitrine.data.validate import validate
-from vitrine.matching import catalog as files
-from vitrine.matching.catalog import Catalog
+from vitrine.matching.catalog import (
+    CROWD_NAMES_FILE,
+    CROWD_NAMES_SCHEMA,
+    FILES,
+    KIND,
+    SCHEMA,
+    TITLES_FILE,
+    TITLES_SCHEMA,
+    Catalog,
+    build_item_crowds,
+    build_postings,
+    write_meta,
+)
 
 TABLES = ("crowds", "ads", "bids", "items")
 DAY_MS = 86_400_000
@@ -58,7 +69,7 @@ def train(market_folder: Path, store: str, *, namespace: str, work: Path, half_l
     tasks = Tasks(work)
     with Progress("catalog", total=5) as progress:
         market = Market(market_folder)
-        inputs = [f"schema {files.SCHEMA}", *(fingerprint(market.path(table)) for table in TABLES)]
+        inputs = [f"schema {SCHEMA}", *(fingerprint(market.path(table)) for table in TABLES)]
         progress.update(1)
         tasks.run("validate", inputs, lambda out: validate(market.folder, TABLES))
         progress.update(2)
@@ -72,11 +83,9 @@ def train(market_folder: Path, store: str, *, namespace: str, work: Path, half_l
             lambda out: assemble(postings, items, half_life_ms, out),
         )
         metrics = measure(Catalog.load(whole))
-        published = ArtifactStore(store, namespace=namespace).publish(
-            files.KIND, whole, schema=files.SCHEMA, metrics=metrics
-        )
+        published = ArtifactStore(store, namespace=namespace).publish(KIND, whole, schema=SCHEMA, metrics=metrics)
         progress.update(5, postings=float(metrics["postings"]))
-    result("catalog", {files.KIND: published.version}, {**metrics, "tasks_resumed": len(tasks.resumed)})
+    result("catalog", {KIND: published.version}, {**metrics, "tasks_resumed": len(tasks.resumed)})
     return published.version
 
 
@@ -85,7 +94,7 @@ def write_postings(market: Market, out: Path) -> None:
     crowds = market.table("crowds").sort_by("crowd_id")
     ads = market.table("ads").sort_by("ad_id")
     crowd_ids, ad_ids = crowds["crowd_id"].to_numpy(), ads["ad_id"].to_numpy()
-    indptr, posting_ads, bids = files.build_postings(
+    indptr, posting_ads, bids = build_postings(
         crowd_ids, ad_ids, *(market.column("bids", name) for name in ("crowd_id", "ad_id", "bid"))
     )
     arrays = {
@@ -95,18 +104,18 @@ def write_postings(market: Market, out: Path) -> None:
         "posting_bids": bids,
         "ads": ad_ids,
         "ad_advertisers": ads["advertiser_id"].to_numpy(),
-        "ad_items": ads["item_id"].to_numpy(),
+        "ad_items": ads["item_id"].fill_null(0).to_numpy(),
     }
     _save(arrays, out)
-    pq.write_table(ads.select(["ad_id", "title"]).cast(files.TITLES_SCHEMA), out / files.TITLES_FILE)
-    pq.write_table(crowds.cast(files.CROWD_NAMES_SCHEMA), out / files.CROWD_NAMES_FILE)
+    pq.write_table(ads.select(["ad_id", "title"]).cast(TITLES_SCHEMA), out / TITLES_FILE)
+    pq.write_table(crowds.cast(CROWD_NAMES_SCHEMA), out / CROWD_NAMES_FILE)
 
 
 def write_items(market: Market, out: Path) -> None:
     """The table item -> crowds."""
     table = market.table("items", ["item_id", "crowd_ids"]).sort_by("item_id").combine_chunks()
     lists = table["crowd_ids"].combine_chunks()
-    indptr, crowds = files.build_item_crowds(
+    indptr, crowds = build_item_crowds(
         np.sort(market.column("crowds", "crowd_id")), lists.value_lengths().to_numpy(), lists.flatten().to_numpy()
     )
     _save({"items": table["item_id"].to_numpy(), "item_indptr": indptr, "item_crowd_ordinals": crowds}, out)
@@ -116,7 +125,7 @@ def assemble(postings: Path, items: Path, half_life_ms: int, out: Path) -> None:
     """All files of the artifact in one folder, checked by reading them as the services do."""
     for part in (postings, items):
         shutil.copytree(part, out, dirs_exist_ok=True)
-    files.write_meta(out, half_life_ms)
+    write_meta(out, half_life_ms)
     Catalog.load(out)
 
 
@@ -142,5 +151,5 @@ def measure(catalog: Catalog) -> Metrics:
 
 def _save(arrays: dict[str, np.ndarray], out: Path) -> None:
     for name, array in arrays.items():
-        file, dtype = files.FILES[name]
+        file, dtype = FILES[name]
         np.save(out / file, np.ascontiguousarray(array, dtype), allow_pickle=False)

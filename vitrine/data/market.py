@@ -27,10 +27,9 @@ class Market:
         problems = [p for table in TABLES.values() for p in missing(self.folder, table)]
         if problems:
             raise DataError(problems)
-        meta = self.folder / META_FILE
-        self.meta: dict[str, Any] = (
-            json.loads(meta.read_text("utf-8")) if meta.exists() else {"name": self.folder.name}
-        )
+        self.meta: dict[str, Any] = {"name": self.folder.name}
+        if (self.folder / META_FILE).exists():
+            self.meta |= _read_meta(self.folder / META_FILE)
 
     @property
     def name(self) -> str:
@@ -74,6 +73,18 @@ class Market:
         if values.null_count and pa.types.is_integer(values.type):
             values = values.fill_null(0)
         return np.asarray(values.to_numpy())
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(
+            [f"{META_FILE}: not JSON ({error}); leave it out, or write an object with a name"]
+        ) from error
+    if not isinstance(meta, dict):
+        raise DataError([f'{META_FILE}: holds no object; leave it out, or write {{"name": "..."}}'])
+    return meta
 
 
 def missing(folder: Path, table: Table) -> list[str]:

@@ -95,7 +95,7 @@ TABLES: dict[str, Table] = {
             (
                 Column("ad_id", pa.uint64(), "the ad"),
                 Column("advertiser_id", pa.uint64(), "who pays"),
-                Column("item_id", pa.uint64(), "the item advertised"),
+                Column("item_id", pa.uint64(), "the item advertised; null for an ad of none", nullable=True),
                 Column("title", pa.string(), "title for people"),
             ),
             "what is shown",
