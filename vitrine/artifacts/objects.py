@@ -8,9 +8,10 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
@@ -133,21 +134,18 @@ class LocalObjects(Objects):
     def sizes(self, key: str) -> dict[str, int]:
         with self._reaching(key):
             return {
-                os.path.relpath(entry.path, self.path / key).replace(os.sep, "/"): (
-                    entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else -1
-                )
-                for entry in self._entries(key)
+                os.path.relpath(path, self.path / key): s.st_size if stat.S_ISREG(s.st_mode) else -1
+                for path, s in self._entries(key)
             }
 
     def stamps(self, key: str) -> Stamps:
         """Stamps of every file below."""
         with self._reaching(key):
-            stats = {entry.path: entry.stat(follow_symlinks=False) for entry in self._entries(key)}
-            return {path: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats.items()}
+            return {path: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in self._entries(key)}
 
     def modified(self, key: str) -> float:
         with self._reaching(key):
-            return max((entry.stat(follow_symlinks=False).st_mtime for entry in self._entries(key)), default=0.0)
+            return max((s.st_mtime for _, s in self._entries(key)), default=0.0)
 
     def exists(self, key: str) -> bool:
         with self._reaching(key):
@@ -155,7 +153,10 @@ class LocalObjects(Objects):
 
     def remove(self, key: str) -> None:
         with self._reaching(key):
-            (self.path / key).unlink(missing_ok=True)
+            try:
+                (self.path / key).unlink()
+            except FileNotFoundError:
+                return
             _sync_folder((self.path / key).parent)
 
     def remove_tree(self, key: str) -> None:
@@ -179,8 +180,11 @@ class LocalObjects(Objects):
             yield file
         _sync_folder(target.parent)
 
-    def _entries(self, key: str) -> Iterator["os.DirEntry[str]"]:
-        """Everything below that is not a folder; links to folders are entries, not entered."""
+    def _entries(self, key: str) -> Iterator[tuple[str, os.stat_result]]:
+        """Path and state of everything below that is not a folder; links are not followed.
+
+        What goes while it is looked at is left out, as if it had gone before.
+        """
         waiting = [str(self.path / key)]
         while waiting:
             try:
@@ -188,8 +192,9 @@ class LocalObjects(Objects):
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             waiting.append(entry.path)
-                        else:
-                            yield entry
+                            continue
+                        with suppress(FileNotFoundError):
+                            yield entry.path, entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
 

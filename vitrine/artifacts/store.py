@@ -302,7 +302,7 @@ class ArtifactStore:
             data = self.objects.read(f"{self._key(name, version)}/{MANIFEST}", MAX_MANIFEST_BYTES)
         except FileNotFoundError as error:
             raise self._missing(
-                name, f"version {version} has no {MANIFEST}, so it is not (or only half) there"
+                name, f"version {version} has no {MANIFEST}, so there is no such version"
             ) from error
         return parse(data, name, version, max_schema=max_schema)
 
