@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.catalog.tasks import Tasks
+from trainers.runtime.tasks import Tasks
 from trainers.catalog.train import train
 from vitrine.artifacts import ArtifactStore
 from vitrine.data.market import Market

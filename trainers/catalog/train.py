@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import typer
 
-from trainers.catalog.tasks import Tasks, fingerprint
 from trainers.runtime.progress import Progress, result
+from trainers.runtime.tasks import Tasks, fingerprint
 from vitrine.artifacts import ArtifactStore
 from vitrine.data.market import Market
 from vitrine.data.schemas import DataError
