@@ -59,9 +59,8 @@ def compare(manifest: Manifest, file: str, found: FileEntry) -> None:
     if found["size"] != expected["size"]:
         refuse(manifest, file, f"ends after {found['size']} bytes of {expected['size']}")
     if found["sha256"] != expected["sha256"]:
-        refuse(
-            manifest, file, f"its SHA-256 is {found['sha256']}, not {expected['sha256']}: its bytes have changed"
-        )
+        digests = f"SHA-256 {found['sha256']}, not {expected['sha256']}"
+        refuse(manifest, file, f"its bytes have changed: {digests}")
 
 
 def refuse(manifest: Manifest, file: str, what: str) -> NoReturn:
