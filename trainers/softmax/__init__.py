@@ -1,0 +1,1 @@
+"""Pictures and their categories become the `embeddings` artifact: `torchrun -m trainers.softmax --help`."""
