@@ -294,7 +294,16 @@ def test_a_fixed_port_is_refused_to_a_second_server_of_ours(gated):
         Process(Settings(port=port), "ctr").start()
 
 
-def test_a_worker_thread_can_end_the_process_with_a_status_and_drain_steps_all_run():
+def test_a_process_that_cannot_start_still_ends_its_parts(gated, capsys):
+    _, _, first = gated()
+    ended = []
+    port = int(first.address.rpartition(":")[2])
+    assert Process(Settings(port=port), "worker", on_drain=[lambda: ended.append(True)]).run() == 2
+    assert ended == [True]
+    assert "cannot listen" in capsys.readouterr().err
+
+
+def test_a_drain_step_that_fails_shows_in_the_status_and_the_others_run():
     ran = []
 
     def fails():
@@ -307,7 +316,7 @@ def test_a_worker_thread_can_end_the_process_with_a_status_and_drain_steps_all_r
     assert ran == ["first", "second"]
 
 
-def test_run_returns_the_status_of_the_first_stop():
+def test_any_thread_can_end_the_process_with_a_status():
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     process = Process(Settings(), "worker")
     try:

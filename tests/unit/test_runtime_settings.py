@@ -1,5 +1,7 @@
 """Settings: flags over variables over defaults, and one clear line for what is wrong."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,12 @@ def test_help_says_what_each_flag_is_for(capsys):
         load(Server, ["--help"])
     assert ended.value.code == 0
     assert "--redis-url" in capsys.readouterr().out
+
+
+def test_every_setting_is_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text()
+    for field in Settings.model_fields:
+        assert f"`VITRINE_{field.upper()}`" in page
 
 
 def test_a_password_is_neither_printed_nor_shown_by_repr(monkeypatch, capsys):

@@ -54,7 +54,7 @@ class Process:
         register: adds the servicers: `lambda server: add_CtrServiceServicer_to_server(servicer, server)`.
         ready:    readiness checks by name (or one); the process says NOT_SERVING until all pass.
         degraded: conditions shown while it serves on, by reason.
-        on_drain: called in order once the calls in flight have ended.
+        on_drain: called in order once the calls in flight have ended, or where the process could not start.
         """
         logs.setup(settings.log_level, service)
         self._settings = settings
@@ -110,6 +110,7 @@ class Process:
             self.start()
         except StartError as error:
             print(f"vitrine {self._service}: {error}", file=sys.stderr)
+            self._end_parts()
             return 2
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -130,13 +131,7 @@ class Process:
         _log.info("draining", in_flight=self._calls.in_flight)
         time.sleep(settings.drain_delay_ms / 1000)
         self.server.stop(settings.drain_s).wait()
-        status = 0
-        for callback in self._on_drain:
-            try:
-                callback()
-            except Exception:
-                _log.exception("a drain step failed")
-                status = 1
+        status = self._end_parts()
         if self._metrics is not None:
             self._metrics.close()
         if settings.address_file is not None:
@@ -146,6 +141,16 @@ class Process:
             _log.error("calls did not end in time", abandoned=abandoned, drain_s=settings.drain_s)
             status = 1
         _log.info("drained")
+        return status
+
+    def _end_parts(self) -> int:
+        status = 0
+        for callback in self._on_drain:
+            try:
+                callback()
+            except Exception:
+                _log.exception("a drain step failed")
+                status = 1
         return status
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
