@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from tests.unit.artifact_helpers import KINDS, open_store, stored_key, write_files
-from vitrine.artifacts import ArtifactStore, Watcher
+from vitrine.artifacts import ArtifactStore, MissingArtifactError, Watcher
 from vitrine.errors import UnavailableError
 
 
@@ -157,6 +157,17 @@ def test_a_refused_version_is_tried_again_only_after_the_ref_has_moved(store, fi
     assert watcher.current == bad
 
 
+def test_a_version_whose_parent_is_gone_is_loaded_once_not_at_every_poll(store, files, service, watch):
+    watcher = watch()
+    service.error = MissingArtifactError("artifact embeddings: no such version")
+    store.publish("towers", files, schema=1)
+    watcher.poll()
+    service.error = None
+    watcher.poll()
+    assert service.loaded == []
+    assert len(service.refused) == 1
+
+
 def test_a_version_not_yet_there_is_refused_and_taken_when_it_arrives(store, files, service, watch):
     store.publish("towers", files, schema=1)
     watcher = watch()
@@ -214,11 +225,10 @@ def test_a_callback_that_fails_does_not_stop_the_watch(store, files, service, wa
 
 
 def test_closing_ends_the_thread_and_later_versions_are_not_loaded(store, files, service, watch):
-    before = threading.active_count()
     watcher = watch(interval_s=0.01)
     watcher.close()
     watcher.close()
-    assert threading.active_count() == before
+    assert "watch-towers" not in [thread.name for thread in threading.enumerate()]
     store.publish("towers", files, schema=1)
     watcher.poll()
     assert service.loaded == []

@@ -97,8 +97,10 @@ class Watcher:
         if version == self.current or self._settled:
             self._report("")
             return
+        fetched = False
         try:
             artifact = self._store.fetch(self._name, version, max_schema=self._max_schema)
+            fetched = True
             self._load(artifact)
         except UnavailableError as error:
             self._report(f"{self._name} {version}: cannot be fetched now: {error}")
@@ -106,7 +108,7 @@ class Watcher:
             if isinstance(error, ArtifactError) and self._moved_on(version):
                 return  # pruned under our feet, which is no fault of the version
             reason = str(error) if isinstance(error, ArtifactError) else f"{type(error).__name__}: {error}"
-            self._refuse(version, reason, settled=not isinstance(error, MissingArtifactError))
+            self._refuse(version, reason, settled=fetched or not isinstance(error, MissingArtifactError))
         else:
             self.current, self._refused = version, None
             self._report("")
