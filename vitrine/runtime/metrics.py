@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 # Domain metrics register here as well: Counter("vitrine_...", "...", registry=REGISTRY).
 REGISTRY = CollectorRegistry()
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 ProcessCollector(registry=REGISTRY)
 
 # Seconds. A fetch is below a millisecond, a scan or a scoring call a few; 2.5 s is past every sane deadline.
