@@ -91,7 +91,13 @@ def main() -> None:
         events = producer(args.kafka)
         sale = run_auction(matching, ctr, events, args.user, topic=args.topic, click=args.click)
         events.close()  # waits for the brokers' acknowledgements
-    print(sale or "no ad is worth showing")
+    if sale is None:
+        print(f"user {args.user}: no ad is worth showing")
+    else:
+        print(
+            f"user {args.user} sees ad {sale.ad} (crowd {sale.crowd}, pCTR {sale.pctr:.4f}): bid {sale.bid:.3f}, "
+            f"pays {sale.price:.3f} a click by second price; {'clicked' if sale.clicked else 'not clicked'}"
+        )
 
 
 if __name__ == "__main__":
