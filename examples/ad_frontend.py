@@ -75,29 +75,25 @@ def run_auction(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
-    )
+    layout = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=layout)
     parser.add_argument("--matching", required=True, help="address of the matching service")
     parser.add_argument("--ctr", required=True, help="address of the ctr service")
     parser.add_argument("--kafka", required=True, help="kafka://host:port")
     parser.add_argument("--user", type=int, required=True, help="the user who opens the page")
     parser.add_argument("--topic", default="user-events", help="topic of the events (default: %(default)s)")
-    parser.add_argument(
-        "--click", action="store_true", default=None, help="click the ad; else it is drawn by its odds"
-    )
+    parser.add_argument("--click", action="store_true", default=None, help="click; else drawn by its odds")
     args = parser.parse_args()
     with MatchingClient(args.matching) as matching, CtrClient(args.ctr) as ctr:
         events = producer(args.kafka)
         sale = run_auction(matching, ctr, events, args.user, topic=args.topic, click=args.click)
         events.close()  # waits for the brokers' acknowledgements
     if sale is None:
-        print(f"user {args.user}: no ad is worth showing")
-    else:
-        print(
-            f"user {args.user} sees ad {sale.ad} (crowd {sale.crowd}, pCTR {sale.pctr:.4f}): bid {sale.bid:.3f}, "
-            f"pays {sale.price:.3f} a click by second price; {'clicked' if sale.clicked else 'not clicked'}"
-        )
+        raise SystemExit("no ad is worth showing")
+    print(
+        f"user {args.user} sees ad {sale.ad} of crowd {sale.crowd}, {'clicked' if sale.clicked else 'not clicked'}"
+    )
+    print(f"bid {sale.bid:.3f}, pCTR {sale.pctr:.4f}; by second price it pays {sale.price:.3f} a click")
 
 
 if __name__ == "__main__":
