@@ -90,9 +90,8 @@ def main() -> None:
         events.close()  # waits for the brokers' acknowledgements
     if sale is None:
         raise SystemExit("no ad is worth showing")
-    print(
-        f"user {args.user} sees ad {sale.ad} of crowd {sale.crowd}, {'clicked' if sale.clicked else 'not clicked'}"
-    )
+    deed = "clicked" if sale.clicked else "not clicked"
+    print(f"user {args.user} sees ad {sale.ad} of crowd {sale.crowd}, {deed}")
     print(f"bid {sale.bid:.3f}, pCTR {sale.pctr:.4f}; by second price it pays {sale.price:.3f} a click")
 
 
