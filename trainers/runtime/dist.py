@@ -40,6 +40,14 @@ class Group:
             self.bytes_sent += 2 * (self.world - 1) / self.world * tensor.numel() * tensor.element_size()
         return tensor
 
+    def broadcast(self, text: str) -> str:
+        """Rank 0's `text`, on every process."""
+        if self.world == 1:
+            return text
+        box = [text]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.world > 1:

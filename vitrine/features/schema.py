@@ -11,6 +11,7 @@ import json
 import unicodedata
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -46,6 +47,14 @@ class FeatureSchema:
     def to_json(self) -> str:
         """The schema as JSON with its version; `from_json` is the inverse."""
         return json.dumps({"version": VERSION, "fields": [asdict(field) for field in self.fields]}, indent=1) + "\n"
+
+    @staticmethod
+    def load(path: Path) -> FeatureSchema:
+        """Read an artifact's schema.json; FieldError as in `from_json`, and where the file is missing."""
+        try:
+            return FeatureSchema.from_json(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise FieldError("schema", f"{path.name} cannot be read ({error}); publish it again") from None
 
     @staticmethod
     def from_json(text: str) -> FeatureSchema:

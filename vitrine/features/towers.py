@@ -17,11 +17,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrine.errors import FieldError
+from vitrine.features.schema import FeatureSchema
+
+_FILES = ("user_keys", "user_w", "user_v", "ads", "ad_bias", "ad_vecs")
 
 
 def tower(
@@ -117,13 +121,22 @@ class UserTowers:
 
     @staticmethod
     def load(path: Path) -> UserTowers:
-        """Read a `towers` artifact's folder. FieldError names the array that does not fit."""
-        meta = json.loads((path / "meta.json").read_text())
-        names = ("user_keys", "user_w", "user_v", "ads", "ad_bias", "ad_vecs")
-        a = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in names}
-        return UserTowers(
-            a["user_keys"], a["user_w"], a["user_v"], float(meta["bias"]), a["ads"], a["ad_bias"], a["ad_vecs"]
-        )
+        """Read a `towers` artifact's folder. FieldError names the file or array that is wrong."""
+        try:
+            bias = float(json.loads((path / "meta.json").read_text("utf-8"))["bias"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FieldError("meta.json", f'{{"bias": number}} was expected ({error})') from None
+        FeatureSchema.load(path / "schema.json")
+        a = {name: load_array(path / f"{name}.npy") for name in _FILES}
+        return UserTowers(a["user_keys"], a["user_w"], a["user_v"], bias, a["ads"], a["ad_bias"], a["ad_vecs"])
+
+    def write(self, path: Path, schema: FeatureSchema) -> None:
+        """Write the `towers` artifact's files into a folder, made where missing."""
+        path.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            np.save(path / f"{name}.npy", np.ascontiguousarray(getattr(self, name)), allow_pickle=False)
+        (path / "meta.json").write_text(json.dumps({"bias": float(self.bias)}) + "\n", "utf-8")
+        (path / "schema.json").write_text(schema.to_json(), "utf-8")
 
     def user(
         self, keys: NDArray[np.uint64], weights: NDArray[np.float32]
@@ -137,6 +150,15 @@ class UserTowers:
         rows, x = rows[known], np.asarray(weights, np.float32)[known]
         b, vec = tower(self.user_w[rows], self.user_v[rows], x)
         return self.bias + b, vec
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """An npy file as an array; FieldError where it is missing or unreadable."""
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FieldError(path.name, f"not a readable npy file ({error}); publish the artifact again") from None
+    return array
 
 
 def lookup(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
