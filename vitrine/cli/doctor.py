@@ -151,13 +151,10 @@ def _kernel() -> Check:
     try:
         from vitrine import native
 
-        return Check(
-            "kernel", "ok", f"{native.kernel()} (this machine runs {', '.join(native.supported_kernels())})"
-        )
+        sets = ", ".join(native.supported_kernels())
+        return Check("kernel", "ok", f"{native.kernel()}; the C++ extension is built and can run {sets} here")
     except (ImportError, RuntimeError, ValueError) as error:
-        return Check(
-            "kernel", "problem", f"the C++ extension does not load: {error}; build it with pip install -e ."
-        )
+        return Check("kernel", "problem", f"the C++ extension does not work: {error}; pip install -e . builds it")
 
 
 def _gpu() -> Check:

@@ -14,16 +14,19 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from vitrine.errors import UnavailableError
 from vitrine.runtime import process
-from vitrine.runtime.kafka import wait_ready
+from vitrine.runtime.kafka import cluster_id
 
 _log = structlog.get_logger(__name__)
 
@@ -229,7 +232,7 @@ class _Server:
         raise NotImplementedError
 
     def answers(self) -> bool:
-        """Whether it serves; asked again and again while it starts."""
+        """Whether this very server serves; asked again and again while it starts."""
         raise NotImplementedError
 
     def prepare(self) -> None:
@@ -320,11 +323,14 @@ class _Valkey(_Server):
         ]
 
     def answers(self) -> bool:
+        no_retry = Retry(NoBackoff(), 0)
         try:
-            with redis.Redis(port=self.ports[0], socket_timeout=2.0, socket_connect_timeout=2.0) as client:
-                return bool(client.ping())
+            with redis.Redis(port=self.ports[0], socket_timeout=2.0, retry=no_retry) as client:
+                server: Mapping[str, Any] = client.info("server")
         except redis.RedisError:  # not listening yet, or still loading its file
             return False
+        # Where the port was taken, some other server answers.
+        return self._process is not None and server["process_id"] == self._process.pid
 
 
 class _Kafka(_Server):
@@ -381,10 +387,9 @@ log.cleaner.dedupe.buffer.size=16777216
     def answers(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.ports[0]), timeout=1.0).close()
-            wait_ready(self.url, timeout_s=2.0)
+            return cluster_id(self.url, timeout_s=2.0) == self._cluster
         except (OSError, UnavailableError):
             return False
-        return True
 
 
 def _memory_broker() -> tuple[Any, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from vitrine.api.events.v1 import events_pb2
 from vitrine.errors import FieldError, NotFoundError, UnavailableError
@@ -110,9 +110,9 @@ def wait_ready(url: str, *, timeout_s: float = 30.0) -> None:
             time.sleep(0.1)
 
 
-def cluster_id(url: str) -> str:
+def cluster_id(url: str, *, timeout_s: float = 10.0) -> str:
     """The cluster's id. Offsets mean something within one cluster only, so watermarks carry it."""
-    with admin(url) as client, answering(url):
+    with admin(url, timeout_s=timeout_s) as client, answering(url):
         found = client.describe_cluster()["cluster_id"]
     if not found:
         raise UnavailableError(f"the cluster at {url} has no id")
@@ -128,7 +128,8 @@ def partition_count(consumer: KafkaConsumer, topic: str, *, timeout_s: float = 1
             return len(partitions)
         if time.monotonic() >= deadline:
             raise NotFoundError(f"topic {topic} does not exist; `vitrine topics create` makes it")
-        time.sleep(0.1)
+        with contextlib.suppress(KafkaTimeoutError):  # to this question the in-memory broker makes the topic
+            consumer.end_offsets([TopicPartition(topic, 0)], timeout_ms=200)
 
 
 class LogLostError(RuntimeError):

@@ -94,10 +94,10 @@ class Tail:
         with answering(self._url):
             consumer = KafkaConsumer(**settings)
         try:
-            partition_count(consumer, self.topic)
             place = TopicPartition(self.topic, 0)
             consumer.assign([place])
             consumer.seek(place, self._position)
+            partition_count(consumer, self.topic)
             self._follow(consumer, place)
         finally:
             consumer.close(autocommit=False, timeout_ms=1_000)

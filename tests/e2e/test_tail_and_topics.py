@@ -1,0 +1,173 @@
+"""Compacted topics read whole, and the making of topics, against a real broker."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from kafka import TopicPartition
+from kafka.admin import NewTopic
+
+from vitrine.errors import FieldError
+from vitrine.placement import qualify
+from vitrine.runtime import topics
+from vitrine.runtime.embedded import EmbeddedStack
+from vitrine.runtime.kafka import LogLostError, admin, producer
+from vitrine.runtime.tail import Tail
+from vitrine.runtime.topics import TopicMismatchError
+
+
+@pytest.fixture(scope="module")
+def kafka(kafka_home: str) -> Iterator[EmbeddedStack]:
+    """Kafka of this module's own, since a test restarts it."""
+    with EmbeddedStack(kafka_home=kafka_home, redis_url="redis://unused:1") as started:
+        yield started
+
+
+@pytest.fixture
+def topic(kafka: EmbeddedStack, namespace: str) -> str:
+    topics.create(kafka.kafka_url, namespace, 4)
+    return qualify(namespace, topics.AD_UPDATES)
+
+
+class Table:
+    """A table that a tail keeps; it refuses the value b"bad"."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+        self.offsets: list[int] = []
+
+    def apply(self, offset: int, key: bytes | None, value: bytes | None) -> None:
+        if value == b"bad" or key is None:
+            raise ValueError("not an update")
+        self.offsets.append(offset)
+        if value is None:
+            self.rows.pop(key, None)
+        else:
+            self.rows[key] = value
+
+
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.02)
+
+
+def write(kafka: EmbeddedStack, topic: str, *records: tuple[bytes | None, bytes | None]) -> None:
+    out = producer(kafka.kafka_url)
+    try:
+        for key, value in records:
+            out.send(topic, key=key, value=value).get(timeout=60)
+    finally:
+        out.close()
+
+
+def test_a_tail_reads_what_there_is_says_so_and_goes_on(kafka: EmbeddedStack, topic: str) -> None:
+    write(kafka, topic, (b"1", b"a"), (b"2", b"b"), (b"1", b"c"), (b"2", None))
+    table = Table()
+    tail = Tail(kafka.kafka_url, topic, table.apply)
+    try:
+        tail.wait_caught_up(60)
+        assert table.rows == {b"1": b"c"}
+        assert tail.position == 4
+        write(kafka, topic, (b"3", b"d"))
+        until(lambda: table.rows.get(b"3") == b"d")
+        assert tail.position == 5
+        assert tail.error is None
+    finally:
+        tail.close()
+
+
+def test_a_tail_of_an_empty_topic_is_caught_up(kafka: EmbeddedStack, topic: str) -> None:
+    tail = Tail(kafka.kafka_url, topic, Table().apply)
+    try:
+        tail.wait_caught_up(60)
+        assert tail.position == 0
+    finally:
+        tail.close()
+
+
+def test_a_tail_starts_at_the_offset_it_is_given(kafka: EmbeddedStack, topic: str) -> None:
+    write(kafka, topic, (b"1", b"a"), (b"2", b"b"), (b"3", b"c"))
+    table = Table()
+    tail = Tail(kafka.kafka_url, topic, table.apply, from_offset=2)
+    try:
+        tail.wait_caught_up(60)
+        assert table.offsets == [2]
+    finally:
+        tail.close()
+
+
+def test_a_record_that_cannot_be_applied_is_counted_and_passed_over(kafka: EmbeddedStack, topic: str) -> None:
+    write(kafka, topic, (b"1", b"a"), (b"2", b"bad"), (b"3", b"c"))
+    table = Table()
+    tail = Tail(kafka.kafka_url, topic, table.apply)
+    try:
+        tail.wait_caught_up(60)
+        assert table.rows == {b"1": b"a", b"3": b"c"}
+        assert tail.skipped == 1
+    finally:
+        tail.close()
+
+
+def test_a_tail_whose_offset_the_log_lacks_ends_with_the_reason(kafka: EmbeddedStack, namespace: str) -> None:
+    topics.create(kafka.kafka_url, namespace, 1)
+    topic = qualify(namespace, topics.USER_EVENTS)  # records of compacted topics cannot be deleted
+    write(kafka, topic, (b"1", b"a"), (b"2", b"b"))
+    with admin(kafka.kafka_url) as client:
+        client.delete_records({TopicPartition(topic, 0): 2})
+    for wanted in (1, 3):
+        tail = Tail(kafka.kafka_url, topic, Table().apply, from_offset=wanted)
+        try:
+            with pytest.raises(LogLostError) as caught:
+                tail.wait_caught_up(60)
+            assert (caught.value.wanted, caught.value.available) == (wanted, (2, 2))
+        finally:
+            tail.close()
+
+
+def test_a_tail_outlives_a_restart_of_the_broker(kafka: EmbeddedStack, topic: str) -> None:
+    table = Table()
+    tail = Tail(kafka.kafka_url, topic, table.apply)
+    try:
+        tail.wait_caught_up(60)
+        kafka.restart_kafka()
+        write(kafka, topic, (b"1", b"a"))
+        until(lambda: table.rows == {b"1": b"a"})
+        until(lambda: tail.seconds_since_contact < 3)
+        assert tail.error is None
+    finally:
+        tail.close()
+
+
+def test_topics_are_made_once_as_the_design_says(kafka: EmbeddedStack, namespace: str) -> None:
+    names = [f"{namespace}.{name}" for name in ("user-events", "ad-updates", "item-updates", "dead-letters")]
+    assert topics.existing(kafka.kafka_url, namespace) == []
+    assert topics.create(kafka.kafka_url, namespace, 16).made == names
+    again = topics.create(kafka.kafka_url, namespace, 16)
+    assert (again.made, again.kept) == ([], names)
+    made = topics.existing(kafka.kafka_url, namespace)
+    assert [topic.partitions for topic in made] == [16, 1, 16, 1]
+    assert [topic.settings["cleanup.policy"] for topic in made] == ["delete", "compact", "compact", "compact"]
+    assert {topic.settings["message.timestamp.type"] for topic in made} == {"LogAppendTime"}
+
+
+def test_topics_that_are_otherwise_are_named_and_none_is_made(kafka: EmbeddedStack, namespace: str) -> None:
+    with admin(kafka.kafka_url) as client:
+        client.create_topics(
+            [NewTopic(f"{namespace}.user-events", 3, 1), NewTopic(f"{namespace}.ad-updates", 1, 1)]
+        )
+        client.wait_for_topics([f"{namespace}.user-events", f"{namespace}.ad-updates"])
+    with pytest.raises(TopicMismatchError) as caught:
+        topics.create(kafka.kafka_url, namespace, 4)
+    message = str(caught.value)
+    assert f"{namespace}.user-events has 3 partitions, not 4" in message
+    assert f"{namespace}.ad-updates has cleanup.policy=delete, not compact" in message
+    assert "message.timestamp.type=CreateTime, not LogAppendTime" in message
+    assert len(topics.existing(kafka.kafka_url, namespace)) == 2
+
+
+@pytest.mark.parametrize("partitions", [0, 3, -4, 2048])
+def test_partition_counts_that_split_buckets_are_refused(partitions: int) -> None:
+    with pytest.raises(FieldError, match="power of two from 1 to 1024"):
+        topics.create("kafka://127.0.0.1:1", "", partitions)
