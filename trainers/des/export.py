@@ -40,8 +40,8 @@ def to_model(config: Config, examples: Examples, values: np.ndarray, touched: np
 def base_rate_offset(base_rate: float, negatives: float) -> float:
     """What to add to the bias so that probabilities mean clicks an impression (docs/ctr.md, "Calibration").
 
-    Trained with `negatives` drawn ads for one clicked, the odds of an ad that the user cares for no more than others
-    do are 1 / negatives; an impression of it is clicked with probability `base_rate`.
+    Trained with `negatives` drawn ads for one clicked, an ad that the user cares for as little as for any other has
+    odds of 1 / negatives; shown, it is clicked with probability `base_rate`.
     """
     return math.log(base_rate / (1 - base_rate)) + math.log(negatives)
 

@@ -14,6 +14,7 @@ from vitrine.features.towers import lookup
 
 MAX_FEATURES = 10_000
 MAX_ADS = 5_000
+MAX_WEIGHT = 1e6
 
 
 class Scorer:
@@ -46,7 +47,8 @@ class Scorer:
 
         Raises FieldError naming "context.keys", "context.weights" or "ad_ids".
         """
-        check(keys, weights, ad_ids)
+        check_sizes(len(keys), len(weights), len(ad_ids))
+        check_weights(weights)
         bias, vec = self._towers.user(keys, weights)
         rows = lookup(self._towers.ads, ad_ids)
         unknown = rows < 0
@@ -56,22 +58,25 @@ class Scorer:
 
     def warm_up(self) -> None:
         """Touch every ad's half once, so that the first request finds them in memory."""
+        keys = self._towers.user_keys[:1]
         for start in range(0, len(self.ads), MAX_ADS):
-            self.score(
-                self._towers.user_keys[:1],
-                np.ones(1, np.float32)[: len(self._towers.user_keys)],
-                self.ads[start : start + MAX_ADS],
-            )
+            self.score(keys, np.ones(len(keys), np.float32), self.ads[start : start + MAX_ADS])
 
 
-def check(keys: NDArray[np.uint64], weights: NDArray[np.float32], ad_ids: NDArray[np.uint64]) -> None:
-    """FieldError where a request is out of bounds, by field."""
-    if len(keys) > MAX_FEATURES:
-        raise FieldError("context.keys", f"at most {MAX_FEATURES} features, not {len(keys)}")
-    if len(weights) != len(keys):
-        raise FieldError("context.weights", f"one weight for each of the {len(keys)} keys, not {len(weights)}")
-    wrong = np.flatnonzero(~np.isfinite(weights))
+def check_sizes(keys: int, weights: int, ads: int) -> None:
+    """FieldError where a request holds too little or too much."""
+    if keys > MAX_FEATURES:
+        raise FieldError("context.keys", f"at most {MAX_FEATURES:,} features, not {keys:,}")
+    if weights != keys:
+        raise FieldError("context.weights", f"one weight for each of the {keys:,} keys, not {weights:,}")
+    if not 1 <= ads <= MAX_ADS:
+        raise FieldError("ad_ids", f"1 to {MAX_ADS:,} ads, not {ads:,}")
+
+
+def check_weights(weights: NDArray[np.float32]) -> None:
+    """FieldError where a weight is not a number whose square is one too."""
+    wrong = np.flatnonzero(~(np.abs(weights) <= MAX_WEIGHT))
     if len(wrong):
-        raise FieldError("context.weights", f"must be finite; weight {wrong[0]} is {weights[wrong[0]]}")
-    if not 1 <= len(ad_ids) <= MAX_ADS:
-        raise FieldError("ad_ids", f"1 to {MAX_ADS} ads, not {len(ad_ids)}")
+        raise FieldError(
+            "context.weights", f"weight {wrong[0]} is {weights[wrong[0]]}; finite, at most {MAX_WEIGHT:g}"
+        )

@@ -1,0 +1,1 @@
+"""The ctr service: scores users against ads with the newest click model."""
