@@ -38,8 +38,11 @@ class Input {
  public:
   Input(const char* name, nb::handle value, size_t dimensions) : name_(name) {
     const std::string expected = std::string(name) + ": expected a C-contiguous " + dtype_name<T>() + " array of " +
-                                 std::to_string(dimensions) + (dimensions == 1 ? " dimension" : " dimensions") + ", got ";
-    if (!nb::ndarray_check(value) || !nb::try_cast(value, array_)) bad_type(expected + nb::type_name(value.type()).c_str());
+                                 std::to_string(dimensions) + (dimensions == 1 ? " dimension" : " dimensions") +
+                                 ", got ";
+    if (!nb::ndarray_check(value) || !nb::try_cast(value, array_)) {
+      bad_type(expected + nb::type_name(value.type()).c_str());
+    }
     if (array_.device_type() != nb::device::cpu::value) bad_type(expected + "one that is not in main memory");
     if (array_.dtype() != nb::dtype<T>()) {
       const char* kinds[] = {"int", "uint", "float"};

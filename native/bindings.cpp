@@ -40,7 +40,7 @@ nb::tuple py_hamming_topk(nb::object codes_, nb::object queries_, int64_t k_, in
   return nb::make_tuple(rows.take(), distances.take());
 }
 
-// [begin, end) of part i of an indptr, known to be ordered and within `total`.
+// Refuses an indptr whose part i is not an ordered range within `total`.
 void check_part(const char* name, const Input<int64_t>& indptr, size_t i, size_t total) {
   const int64_t begin = indptr[i], end = indptr[i + 1];
   if (begin < 0 || end < begin || static_cast<uint64_t>(end) > total) {
@@ -60,8 +60,9 @@ void check_ends(const char* name, const Input<int64_t>& indptr, size_t total) {
 }
 
 nb::tuple py_match_topk(nb::object user_bias_, nb::object user_vecs_, nb::object user_indptr_, nb::object user_crowds_,
-                        nb::object crowd_indptr_, nb::object posting_ads_, nb::object posting_bids_, nb::object ad_bias_,
-                        nb::object ad_vecs_, int64_t k_, int64_t threads_, std::optional<std::string> kernel) {
+                        nb::object crowd_indptr_, nb::object posting_ads_, nb::object posting_bids_,
+                        nb::object ad_bias_, nb::object ad_vecs_, int64_t k_, int64_t threads_,
+                        std::optional<std::string> kernel) {
   const Input<float> user_bias("user_bias", user_bias_, 1), user_vecs("user_vecs", user_vecs_, 2);
   const Input<int64_t> user_indptr("user_indptr", user_indptr_, 1);
   const Input<uint32_t> user_crowds("user_crowds", user_crowds_, 1);
@@ -85,9 +86,9 @@ nb::tuple py_match_topk(nb::object user_bias_, nb::object user_vecs_, nb::object
     const auto stop = static_cast<size_t>(user_indptr[user + 1]);
     for (auto at = static_cast<size_t>(user_indptr[user]); at < stop; ++at) {
       const uint32_t crowd = user_crowds[at];
-      const std::string where = crowd < crowds ? "" : std::to_string(at) + " is " + std::to_string(crowd);
       if (crowd >= crowds) {
-        bad_value("user_crowds: entry " + where + ", but crowd_indptr has " + std::to_string(crowds) + " crowds");
+        bad_value("user_crowds: entry " + std::to_string(at) + " is " + std::to_string(crowd) +
+                  ", but crowd_indptr has " + std::to_string(crowds) + " crowds");
       }
       if (at > static_cast<size_t>(user_indptr[user]) && user_crowds[at - 1] >= crowd) {
         bad_value("user_crowds: entries of user row " + std::to_string(user) + " must ascend, but entry " +
@@ -115,9 +116,10 @@ nb::tuple py_match_topk(nb::object user_bias_, nb::object user_vecs_, nb::object
   return nb::make_tuple(counts.take(), best.take(), values.take(), best_crowds.take(), bids.take(), eligible.take());
 }
 
-nb::object py_tower_pctr(float user_bias, nb::object user_vec_, nb::object ads_, nb::object ad_bias_, nb::object ad_vecs_,
-                         std::optional<std::string> kernel) {
-  const Input<float> user_vec("user_vec", user_vec_, 1), ad_bias("ad_bias", ad_bias_, 1), ad_vecs("ad_vecs", ad_vecs_, 2);
+nb::object py_tower_pctr(float user_bias, nb::object user_vec_, nb::object ads_, nb::object ad_bias_,
+                         nb::object ad_vecs_, std::optional<std::string> kernel) {
+  const Input<float> user_vec("user_vec", user_vec_, 1), ad_bias("ad_bias", ad_bias_, 1);
+  const Input<float> ad_vecs("ad_vecs", ad_vecs_, 2);
   const Input<uint32_t> ads("ads", ads_, 1);
   const size_t d = ad_vecs.shape(1);
   ad_vecs.expect({ad_bias.size(), d}, "one row an ad of ad_bias");
@@ -155,18 +157,39 @@ nb::object py_murmur2_decimal(nb::object ids_) {
 
 NB_MODULE(_native, m) {
   using namespace vitrine;
-  m.def("kernel", [] { return std::string(chosen().name); });
-  m.def("supported_kernels", [] {
-    std::vector<std::string> names;
-    for (const Kernels* table : supported()) names.emplace_back(table->name);
-    return names;
-  });
-  m.def("hamming_topk", &py_hamming_topk, "codes"_a, "queries"_a, "k"_a, "threads"_a = 1, nb::kw_only(),
-        "kernel"_a = nb::none());
-  m.def("match_topk", &py_match_topk, "user_bias"_a, "user_vecs"_a, "user_indptr"_a, "user_crowds"_a, "crowd_indptr"_a,
-        "posting_ads"_a, "posting_bids"_a, "ad_bias"_a, "ad_vecs"_a, "k"_a, "threads"_a = 1, nb::kw_only(),
-        "kernel"_a = nb::none());
-  m.def("tower_pctr", &py_tower_pctr, "user_bias"_a, "user_vec"_a, "ads"_a, "ad_bias"_a, "ad_vecs"_a, nb::kw_only(),
-        "kernel"_a = nb::none());
-  m.def("murmur2_decimal", &py_murmur2_decimal, "ids"_a);
+  m.def(
+      "kernel", [] { return std::string(chosen().name); },
+      "The instruction set of this process: \"avx512\", \"avx2\" or \"portable\".\n\n"
+      "VITRINE_KERNEL forces one; ValueError where this machine does not run it.");
+  m.def(
+      "supported_kernels",
+      [] {
+        std::vector<std::string> names;
+        for (const Kernels* table : supported()) names.emplace_back(table->name);
+        return names;
+      },
+      "The instruction sets that this machine runs, best first.");
+  m.def("hamming_topk", &py_hamming_topk, "codes"_a.none(), "queries"_a.none(), "k"_a, "threads"_a = 1, nb::kw_only(),
+        "kernel"_a = nb::none(),
+        "Exact k nearest codes by Hamming distance.\n\n"
+        "codes: (words, n) uint64, word-major; queries: (q, words) uint64.\n"
+        "Returns rows and distances, both (q, min(k, n)) uint32, nearest first; equal distances: the lower row.");
+  m.def("match_topk", &py_match_topk, "user_bias"_a.none(), "user_vecs"_a.none(), "user_indptr"_a.none(),
+        "user_crowds"_a.none(), "crowd_indptr"_a.none(), "posting_ads"_a.none(), "posting_bids"_a.none(),
+        "ad_bias"_a.none(), "ad_vecs"_a.none(), "k"_a, "threads"_a = 1, nb::kw_only(), "kernel"_a = nb::none(),
+        "Each user's k most valuable ads over all eligible pairs, by brute force.\n\n"
+        "user_bias: (users,), user_vecs: (users, d), ad_bias: (ads,), ad_vecs: (ads, d), all float32: the towers.\n"
+        "user_indptr: (users + 1,) int64 into user_crowds: uint32 crowd ordinals, ascending within a user.\n"
+        "crowd_indptr: (crowds + 1,) int64 into posting_ads: uint32 ad ordinals, and posting_bids: float32, finite.\n"
+        "Returns counts (users,) int32; ads uint32, values float32, crowds uint32 and bids float32, all (users, k),\n"
+        "most valuable first and zero beyond a user's count; eligible (users,) uint64, the (crowd, ad) pairs read.\n"
+        "An ad's value is its greatest bid in a shared crowd times its pCTR; equal bids: the lower crowd, equal\n"
+        "values: the lower ad. The pCTR has the bits of `tower_pctr`.");
+  m.def("tower_pctr", &py_tower_pctr, "user_bias"_a, "user_vec"_a.none(), "ads"_a.none(), "ad_bias"_a.none(),
+        "ad_vecs"_a.none(), nb::kw_only(), "kernel"_a = nb::none(),
+        "Click probability of one user on many ads: sigmoid(user_bias + ad_bias + <user_vec, ad_vec>).\n\n"
+        "user_vec: (d,) float32; ads: (n,) uint32 ordinals; ad_bias: (ads,) and ad_vecs: (ads, d) float32.\n"
+        "Returns (n,) float32 in (0, 1].");
+  m.def("murmur2_decimal", &py_murmur2_decimal, "ids"_a.none(),
+        "Kafka's murmur2 of each id's decimal digits: (n,) uint64 -> (n,) uint32.");
 }

@@ -35,7 +35,8 @@ inline std::vector<std::vector<uint64_t>> scan_rows_topk(const Kernels& kernels,
   std::vector<Nearest> nearest(count, Nearest(k, static_cast<uint32_t>(in.words * 64)));
   std::vector<uint64_t> hits(max_tile * largest);
   // Blocks grow: a small one first gives a bound before most rows are seen.
-  for (size_t from = begin, rows = std::min<size_t>(largest, 256); from < end; from += rows, rows = std::min(2 * rows, largest)) {
+  size_t rows = std::min<size_t>(largest, 256);
+  for (size_t from = begin; from < end; from += rows, rows = std::min(2 * rows, largest)) {
     const ScanBlock block{in.codes, in.n, in.words, from, std::min(from + rows, end)};
     const uint64_t* tile = packed;
     for (size_t q = 0, size; q < count; q += size) {

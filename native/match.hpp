@@ -124,8 +124,8 @@ inline void match_user(const Kernels& kernels, const MatchInput& in, size_t user
   scratch.user.assign((in.d + 7) / 8 * 8, 0.0f);
   if (in.d != 0) std::memcpy(scratch.user.data(), in.user_vecs + user * in.d, in.d * sizeof(float));
   scratch.pctrs.resize(touched);
-  kernels.pctr(in.user_bias[user], scratch.user.data(), scratch.ads.data(), touched, in.ad_bias, in.ad_vecs, in.ads, in.d,
-               scratch.pctrs.data());
+  kernels.pctr(in.user_bias[user], scratch.user.data(), scratch.ads.data(), touched, in.ad_bias, in.ad_vecs, in.ads,
+               in.d, scratch.pctrs.data());
   MostValuable best(k);
   for (size_t i = 0; i < touched; ++i) best.offer(scratch.bids[i] * scratch.pctrs[i], scratch.ads[i]);
 

@@ -10,7 +10,7 @@
 namespace vitrine {
 namespace {
 
-// Sums of `Queries` x `Groups` registers of rows from `row` on, of which some lane is below its bound: `left` rows count.
+// The first `left` rows from `row` on, of which some are below their bounds: sums are distance minus bound.
 template <class Isa, int Queries, int Groups>
 __attribute__((noinline, cold)) void collect(const uint64_t (&sums)[Queries][Groups * Isa::lanes], size_t row,
                                              size_t left, const uint32_t* bounds, uint64_t* hits, size_t hit_stride,

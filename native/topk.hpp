@@ -42,10 +42,15 @@ class Nearest {
     size_t at_bound = k_ - (within_ - histogram_[bound_]);
     histogram_[bound_] = static_cast<uint32_t>(at_bound);
     within_ = k_;
-    std::erase_if(kept_, [&](uint64_t entry) {
+    size_t kept = 0;
+    for (const uint64_t entry : kept_) {
       const uint32_t distance = static_cast<uint32_t>(entry >> 32);
-      return distance > bound_ || (distance == bound_ && at_bound-- == 0 && ++at_bound == 0);
-    });
+      if (distance < bound_ || (distance == bound_ && at_bound != 0)) {
+        at_bound -= distance == bound_;
+        kept_[kept++] = entry;
+      }
+    }
+    kept_.resize(kept);
   }
 
   size_t k_;

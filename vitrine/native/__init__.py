@@ -1,8 +1,9 @@
 """The C++ kernels (docs/native.md): exact scans, matching and tower arithmetic, the same bits on every machine.
 
-Arrays are C-contiguous numpy arrays in main memory; a wrong dtype raises TypeError and a wrong shape, order or ordinal
-ValueError, naming the argument. The GIL is released while a kernel runs. Results depend on neither `threads` nor the
-instruction set; `kernel` runs one call on another set than `kernel()` (tests and benchmarks do).
+Arrays are C-contiguous numpy arrays in main memory; a wrong dtype raises TypeError, and a wrong shape, order or
+ordinal ValueError, naming the argument. The GIL is released while a kernel runs. Results depend on neither the
+number of threads nor the instruction set; `kernel=` runs one call on another set (tests and benchmarks do). Each
+function's docstring (`help(native.match_topk)`) gives shapes, dtypes and ties.
 """
 
 from vitrine.native._native import (

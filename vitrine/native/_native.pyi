@@ -1,4 +1,4 @@
-"""Types of the compiled kernels; `vitrine.native` documents them."""
+"""Types of the compiled kernels; their docstrings stand in native/bindings.cpp."""
 
 from numpy import float32, int32, int64, uint32, uint64
 from numpy.typing import NDArray
