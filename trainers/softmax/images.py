@@ -93,13 +93,14 @@ def _read(file: Path) -> pa.Table:
     if problems:
         raise DataError(problems)
     try:
-        table = pq.read_table(file, columns=schema.names).cast(schema)
-    except (OSError, pa.ArrowException, ValueError) as error:
+        table = pq.read_table(file, columns=schema.names)
+        for name in schema.names:
+            if table[name].null_count:
+                row = table[name].is_null().index(True).as_py()
+                raise DataError([f"{file}: column {name}: row {row} is null"])
+        table = table.cast(schema).sort_by("item_id")
+    except (OSError, pa.ArrowException) as error:
         raise DataError([f"{file}: {error}"]) from error
-    problems = [f"{file}: column {name} has {n} nulls" for name in schema.names if (n := table[name].null_count)]
-    if problems:
-        raise DataError(problems)
-    table = table.sort_by("item_id")
     ids = table["item_id"].to_numpy()
     repeated = np.flatnonzero(ids[1:] == ids[:-1])
     if len(repeated):

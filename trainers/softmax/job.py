@@ -11,6 +11,7 @@ import torch
 import typer
 
 from trainers.runtime import dist
+from trainers.runtime.checkpoint import Checkpoints
 from trainers.runtime.dist import Group
 from trainers.runtime.progress import Progress, result
 from trainers.runtime.tasks import fingerprint
@@ -61,15 +62,19 @@ def run(file: Path, store: ArtifactStore, work: Path | None, config: Config, gro
     """
     images = reading.load(file, group)
     learner = Learner(images, config, group)
+    checkpoints = None if work is None else Checkpoints(work / _key(file, config), group)
     with Progress(JOB, total=learner.steps) as progress:
-        metrics = fit(learner, progress, None if work is None else work / _key(file, config))
+        metrics = fit(learner, progress, checkpoints)
     vectors = learner.embed(range(len(images.ids)))
     metrics |= _compare(images, vectors, file, group)
+    metrics |= {"pictures": len(images.ids), "dim": config.dim, "epochs": config.epochs}
     if group.rank == 0:
         with tempfile.TemporaryDirectory(prefix="vitrine-softmax-") as scratch:
             export.write(Path(scratch), images, learner.encoder.cpu(), vectors)
             published = store.publish(embeddings.KIND, Path(scratch), schema=embeddings.SCHEMA, metrics=metrics)
         result(JOB, {embeddings.KIND: published.version}, metrics)
+    if checkpoints:
+        checkpoints.clear()
 
 
 def _compare(images: Images, vectors: torch.Tensor, file: Path, group: Group) -> Metrics:

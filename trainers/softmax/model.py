@@ -44,7 +44,8 @@ class _Stage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.down(x)
-        return x + self.same(x)
+        y: torch.Tensor = x + self.same(x)
+        return y
 
 
 def _norm(channels: int) -> nn.GroupNorm:

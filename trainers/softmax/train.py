@@ -1,9 +1,8 @@
 """The training loop: data parallel, so that any number of processes takes the same steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from trainers.runtime.checkpoint import Checkpoints
 from trainers.runtime.dist import Group
 from trainers.runtime.progress import Progress
 from trainers.softmax.augment import augment
@@ -19,10 +19,11 @@ from trainers.softmax.model import Encoder, whiten
 from trainers.softmax.muon import Muon
 from vitrine.data import draws
 
-Metrics = dict[str, float | int | str]
+Metrics = dict[str, float]
 
 _WARM_UP = 0.1  # share of the steps in which the rates rise
 _PATCHES_FROM = 1000  # pictures that the stem is whitened with
+_CHECKPOINT_EPOCHS = 4
 _EMBEDDED = 256  # pictures embedded at a time
 
 
@@ -126,6 +127,28 @@ class Learner:
         logits = vectors.to(self.group.device) @ self._head.weight.T
         return float((logits.argmax(1).cpu().numpy() == self.images.labels[rows]).mean())
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that training has changed, by name: weights, and the optimizers' memory of each."""
+        names: dict[torch.Tensor, str] = {weight: name for name, weight in self.net.named_parameters()}
+        tensors = {name: weight.detach() for weight, name in names.items()}
+        for optimizer in self.optimizers:
+            for weight, memory in optimizer.state.items():
+                tensors |= {f"{names[weight]}/{key}": value for key, value in memory.items()}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes up what `tensors` gave, here or on another number of processes."""
+        weights = dict(self.net.named_parameters())
+        for name, tensor in tensors.items():
+            weight, _, key = name.partition("/")
+            if not key:
+                weights[weight].copy_(tensor)
+                continue
+            optimizer = next(o for o in self.optimizers if _has(o, weights[weight]))
+            place = "cpu" if key == "step" else weights[weight].device  # where AdamW keeps its count
+            optimizer.state[weights[weight]][key] = tensor.to(place)
+
     def _share_start(self) -> None:
         """Rank 0's weights on every process."""
         with torch.no_grad():
@@ -144,23 +167,33 @@ class Learner:
         return float(parts[0])
 
 
+def _has(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> bool:
+    return any(weight is own for group in optimizer.param_groups for own in group["params"])
+
+
+def fit(learner: Learner, progress: Progress, checkpoints: Checkpoints | None) -> Metrics:
+    """Take the steps that are left, showing loss and validation accuracy; returns the metrics of the manifest.
+
+    checkpoints: what the newest one has done is not done again; one is saved every few epochs. None keeps none.
+    """
+    validation = learner.images.rows("validation")
+    metrics: Metrics = {}
+    done = 0
+    saved = checkpoints.latest() if checkpoints else None
+    if checkpoints and saved:
+        learner.restore(checkpoints.load(saved))
+        done, metrics = saved.step, dict(saved.note)
+    for step in range(done, learner.steps):
+        metrics["loss"] = learner.step(step)
+        epochs, rest = divmod(step + 1, learner.steps_per_epoch)
+        if not rest and len(validation):
+            metrics["accuracy"] = learner.accuracy(learner.embed(validation), validation)
+        progress.update(step + 1, **metrics)
+        if checkpoints and not rest and (epochs % _CHECKPOINT_EPOCHS == 0 or step + 1 == learner.steps):
+            checkpoints.save(step + 1, learner.tensors(), metrics)
+    return metrics
+
+
 def schedule(done: float) -> float:
     """Factor of the rates after this share of the steps: up in a straight line, then down a cosine."""
     return min(1.0, (done + 1e-3) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def fit(learner: Learner, progress: Progress, folder: Path | None) -> Metrics:
-    """Take the steps that are left, showing loss and validation accuracy; returns the metrics of the manifest.
-
-    folder: of checkpoints, one an epoch; None keeps none
-    """
-    validation = learner.images.rows("validation")
-    metrics: Metrics = {"loss": math.nan}
-    for step in range(learner.steps):
-        loss = learner.step(step)
-        shown = {"loss": loss}
-        if (step + 1) % learner.steps_per_epoch == 0 and len(validation):
-            shown["accuracy"] = learner.accuracy(learner.embed(validation), validation)
-        metrics |= shown
-        progress.update(step + 1, **shown)
-    return metrics

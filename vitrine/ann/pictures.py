@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitrine.errors import FieldError
 
@@ -17,7 +17,7 @@ MAX_PIXELS = 4096 * 4096
 """A PNG this large takes 64 MB while it is decoded; a JPEG less, as it is decoded at a reduced size."""
 
 _FORMATS = ("JPEG", "PNG")
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def load(picture: bytes) -> NDArray[np.float32]:
@@ -53,6 +53,10 @@ def pixels(picture: bytes) -> NDArray[np.uint8]:
             return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
     except FieldError:
         raise
+    except UnidentifiedImageError as error:
+        raise FieldError("picture", "is not a JPEG or PNG; send one of these") from error
+    except Image.DecompressionBombError as error:
+        raise FieldError("picture", f"has more than {MAX_PIXELS:,} pixels; send a smaller copy") from error
     except _UNREADABLE as error:
         raise FieldError("picture", f"cannot be decoded as JPEG or PNG ({error}); send a whole file") from error
 

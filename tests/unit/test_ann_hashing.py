@@ -1,0 +1,139 @@
+"""Hash functions: exact bits, whatever the batch, and distances that tell angles."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from ann_kit import unit_vectors
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitrine.ann import hashing
+from vitrine.ann.hashing import Hashing
+from vitrine.data import draws
+
+GRID = 2**24
+GOLDEN = "6ee761fb1cc8382eafcf72baa901d5d81f8386ad2d52b7377d0cc8a2398513b9"  # SHA-256, from AVX-512 and portable
+
+
+def drawn_function(dim: int, bits: int) -> Hashing:
+    """A hash function of random integers over 2^24, made without linear algebra."""
+    mean = draws.bits(1, "test/mean", np.arange(dim)) % 2**20
+    rotation = (draws.bits(2, "test/rotation", np.arange(dim)[:, None], np.arange(bits)) % 2**22).astype(np.int64)
+    return Hashing(
+        (mean.astype(np.float64) / GRID).astype(np.float32),
+        ((rotation - 2**21) / GRID).astype(np.float32),
+    )
+
+
+def drawn_vectors(n: int, dim: int) -> np.ndarray:
+    """Vectors float32 (n, dim) of length below 1, made without linear algebra."""
+    integers = (draws.bits(3, "test/vectors", np.arange(n)[:, None], np.arange(dim)) % 2**22).astype(np.int64)
+    return ((integers - 2**21) / GRID).astype(np.float32)
+
+
+def test_codes_are_the_signs_of_exact_sums():
+    function, vectors = drawn_function(20, 128), drawn_vectors(30, 20)
+    codes = function.encode(vectors)
+    assert codes.shape == (2, 30)
+    mean, rotation = ((a.astype(object) * GRID) for a in (function.mean, function.rotation))
+    for row, vector in enumerate(vectors.astype(object) * GRID):
+        for bit in range(128):
+            projection = sum(
+                (int(x) - int(m)) * int(r) for x, m, r in zip(vector, mean, rotation[:, bit], strict=True)
+            )
+            assert int(codes[bit // 64, row]) >> (bit % 64) & 1 == (projection >= 0)
+
+
+def test_codes_are_the_same_bytes_on_every_machine():
+    codes = drawn_function(48, 256).encode(drawn_vectors(5000, 48))
+    assert hashlib.sha256(codes.astype("<u8").tobytes()).hexdigest() == GOLDEN
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from([1, 3, 16, 65]))
+def test_a_code_does_not_depend_on_what_else_is_encoded(seed, n, dim):
+    vectors = unit_vectors(seed, n, dim)
+    function = hashing.fit(unit_vectors(seed + 1, 50, dim), 128, seed=seed)
+    together = function.encode(vectors)
+    for row in range(n):
+        assert np.array_equal(function.encode(vectors[row : row + 1])[:, 0], together[:, row])
+
+
+def test_a_fit_depends_on_sample_parameters_and_seed_alone():
+    sample = unit_vectors(0, 300, 24)
+    first, again = hashing.fit(sample, 128, seed=5), hashing.fit(sample.copy(order="F"), 128, seed=5)
+    assert np.array_equal(first.rotation, again.rotation)
+    assert np.array_equal(first.mean, again.mean)
+    assert not np.array_equal(first.rotation, hashing.fit(sample, 128, seed=6).rotation)
+
+
+def test_rotations_are_orthogonal_and_stacked_to_more_bits_than_dimensions():
+    rotation = hashing.fit(unit_vectors(0, 300, 24), 192).rotation.astype(np.float64)
+    assert rotation.shape == (24, 192)
+    for start in range(0, 192, 24):
+        block = rotation[:, start : start + 24]
+        assert np.abs(block.T @ block - np.eye(24)).max() < 1e-6
+
+
+def test_fewer_principal_directions_leave_out_the_rest():
+    sample = unit_vectors(0, 300, 24)
+    rotation = hashing.fit(sample, 64, dims=5).rotation.astype(np.float64)
+    assert np.linalg.matrix_rank(rotation, tol=1e-4) == 5
+    centred = sample - sample.mean(0)
+    kept = np.linalg.svd(centred, full_matrices=False)[2][:5]
+    assert np.abs(rotation - kept.T @ (kept @ rotation)).max() < 1e-5
+
+
+def test_hamming_distance_tells_the_angle():
+    vectors = unit_vectors(0, 100, 32)
+    function = hashing.fit(vectors, 1024)
+    codes = function.encode(vectors)
+    centred = (vectors - function.mean).astype(np.float64)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    angles = np.arccos(np.clip(centred @ centred.T, -1, 1))
+    distances = sum(np.bitwise_count(word[:, None] ^ word[None]).astype(int) for word in codes)
+    assert np.abs(distances / 1024 - angles / np.pi).max() < 0.08  # 5 standard deviations of 1,024 fair coins
+
+
+def test_equal_vectors_do_not_break_a_fit():
+    function = hashing.fit(np.repeat(unit_vectors(0, 1, 8), 20, axis=0), 64)
+    assert np.isfinite(function.rotation).all()
+    assert len(np.unique(function.encode(np.repeat(unit_vectors(0, 1, 8), 3, axis=0)), axis=1).T) == 1
+
+
+@pytest.mark.parametrize("bits", [0, 63, 100, 1088, -64])
+def test_bits_that_are_no_whole_words_are_refused(bits):
+    with pytest.raises(ValueError, match="bits"):
+        hashing.fit(unit_vectors(0, 10, 8), bits)
+
+
+@pytest.mark.parametrize("dims", [-1, 9])
+def test_more_directions_than_there_are_are_refused(dims):
+    with pytest.raises(ValueError, match="dims"):
+        hashing.fit(unit_vectors(0, 10, 8), 64, dims=dims)
+
+
+def test_a_saved_function_encodes_alike(tmp_path):
+    function = hashing.fit(unit_vectors(0, 100, 16), 256, dims=9)
+    function.save(tmp_path / "h.safetensors")
+    loaded = Hashing.load(tmp_path / "h.safetensors")
+    vectors = unit_vectors(1, 50, 16)
+    assert np.array_equal(loaded.encode(vectors), function.encode(vectors))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "nan", "shape"])
+def test_a_damaged_function_is_refused(tmp_path, damage):
+    file = tmp_path / "h.safetensors"
+    function = hashing.fit(unit_vectors(0, 100, 16), 64)
+    function.save(file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-10])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    else:
+        mean = np.full(16, np.nan, np.float32) if damage == "nan" else np.zeros(15, np.float32)
+        with pytest.raises(ValueError, match="mean"):
+            Hashing(mean, function.rotation)
+        return
+    with pytest.raises(ValueError, match=r"h\.safetensors"):
+        Hashing.load(file)
