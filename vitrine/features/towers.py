@@ -33,14 +33,14 @@ def tower(
 ) -> tuple[np.float32, NDArray[np.float32]]:
     """One side's half: w (n,), v (n, d) and weights x (n,) in order -> (b, V (d,)), b without the model's bias."""
     if len(w) == 0:
-        return np.float32(0), np.zeros(v.shape[1], np.float32)
+        return v.dtype.type(0), np.zeros(v.shape[1], v.dtype)
     xv = v * x[:, None]
     vec = np.add.accumulate(xv, axis=0)[-1]
     linear = np.add.accumulate(w * x)[-1]
     if len(vec) == 0:
         return linear, vec
     own = np.add.accumulate(_norms(xv))[-1]
-    return linear + (_norms(vec[None])[0] - own) * np.float32(0.5), vec
+    return linear + (_norms(vec[None])[0] - own) * v.dtype.type(0.5), vec
 
 
 def towers(
@@ -62,9 +62,9 @@ def towers(
     rows, x = rows[known], x[known]
     counts = np.bincount(owner, minlength=len(indptr) - 1)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    linear = np.zeros(len(counts), np.float32)
-    own = np.zeros(len(counts), np.float32)
-    vec = np.zeros((len(counts), v.shape[1]), np.float32)
+    linear = np.zeros(len(counts), v.dtype)
+    own = np.zeros(len(counts), v.dtype)
+    vec = np.zeros((len(counts), v.shape[1]), v.dtype)
     for j in range(int(counts.max(initial=0))):  # the j-th feature of all that have one: the order of `tower`
         has = np.flatnonzero(counts > j)
         at = starts[has] + j
@@ -74,7 +74,7 @@ def towers(
         if v.shape[1]:
             own[has] += _norms(xv)
     if v.shape[1]:
-        linear += (_norms(vec) - own) * np.float32(0.5)
+        linear += (_norms(vec) - own) * v.dtype.type(0.5)
     return linear, vec
 
 
