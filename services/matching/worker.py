@@ -188,10 +188,13 @@ def run(config: WorkerSettings, work: Work, loop: ConsumerLoop) -> int:
         silent = loop.seconds_since_contact
         return f"no word for {silent:.0f} s" if silent > config.staleness_bound_s else None
 
+    def idle_hands() -> str | None:
+        return None if loop.partitions or work.redis_lost else "owns no partition"
+
     process = Process(
         config,
         "matching-worker",
-        ready={"partitions": lambda: None if loop.partitions else "owns no partition", "kafka": kafka_silent},
+        ready={"partitions": idle_hands, "kafka": kafka_silent},
         degraded={"redis": lambda: work.redis_lost},
         on_drain=[stop_consuming],
     )

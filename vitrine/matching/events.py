@@ -1,5 +1,7 @@
 """What a record of `user-events` must be: parsed whole, or refused with a reason for its dead letter."""
 
+from functools import lru_cache
+
 from vitrine import placement
 from vitrine.api.events.v1 import events_pb2
 
@@ -66,10 +68,15 @@ def bucket_of_record(key: bytes | None, partition: int, partitions: int) -> tupl
     acknowledged before a watermark passes it.
     """
     if key is not None:
-        bucket = (placement.murmur2(key) & 0x7FFFFFFF) % placement.BUCKETS
+        bucket = _bucket_of_key(key)
         if bucket % partitions == partition:
             return bucket, True
     return partition, False
+
+
+@lru_cache(maxsize=1 << 16)
+def _bucket_of_key(key: bytes) -> int:
+    return (placement.murmur2(key) & 0x7FFFFFFF) % placement.BUCKETS
 
 
 def _shown(key: bytes | None) -> str:
