@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from vitrine.errors import UnavailableError
-from vitrine.runtime import embedded, topics
+from vitrine.runtime import local_servers, topics
 from vitrine.runtime.consume import ConsumerLoop, Record
 from vitrine.runtime.embedded import EmbeddedStack
 from vitrine.runtime.kafka import cluster_id, key_of, producer
@@ -105,8 +105,8 @@ def test_a_port_taken_meanwhile_is_given_up_for_another(monkeypatch: pytest.Monk
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        choices = [(taken.getsockname()[1],), *(embedded.free_ports(1) for _ in range(3))]
-        monkeypatch.setattr(embedded, "free_ports", lambda count: choices.pop(0))
+        choices = [(taken.getsockname()[1],), *(local_servers.free_ports(1) for _ in range(3))]
+        monkeypatch.setattr(local_servers, "free_ports", lambda count: choices.pop(0))
         with EmbeddedStack(kafka_url="kafka://unused:1") as stack:
             assert connect(stack.redis_url).ping()
             assert str(taken.getsockname()[1]) not in stack.redis_url
@@ -115,7 +115,7 @@ def test_a_port_taken_meanwhile_is_given_up_for_another(monkeypatch: pytest.Monk
 def test_a_server_that_cannot_start_says_why_in_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "libs").mkdir()
     (tmp_path / "libs" / "kafka_2.13-0.jar").write_bytes(b"not a jar")
-    if not embedded.java():
+    if not local_servers.java():
         pytest.skip("needs Java")
     with pytest.raises(UnavailableError, match=r"Apache Kafka ended with code 1 .*\n.*StorageTool"):
         EmbeddedStack(kafka_home=str(tmp_path), redis_url="redis://unused:1").start()
@@ -143,6 +143,8 @@ def test_a_folder_that_a_killed_process_left_is_removed_by_the_next_stack_and_a_
         left = temporary / "vitrine-stack-left"
         left.mkdir()
         (left / "data").write_bytes(b"x")
+        for folder in (left, live):
+            os.utime(folder, (1_000_000_000, 1_000_000_000))
         with EmbeddedStack(kafka_url="kafka://unused:1"):
             assert not left.exists()
             assert live.exists()

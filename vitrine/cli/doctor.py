@@ -24,6 +24,7 @@ from rich.table import Table
 from vitrine.errors import FieldError, UnavailableError
 from vitrine.runtime import embedded, logs
 from vitrine.runtime.kafka import admin, cluster_id, key_of, parse_url, producer
+from vitrine.runtime.local_servers import java
 from vitrine.runtime.redis import connect
 from vitrine.runtime.settings import redact_url
 
@@ -95,8 +96,8 @@ def this_machine() -> Iterator[Check]:
 
 def servers(kafka_url: str, redis_url: str, kafka_home: str) -> Iterator[Check]:
     """Whether Kafka and Redis answer: those given by URL, else the embedded stack's."""
-    java = embedded.java()
-    yield Check("Java", "ok" if java else "note", java or "none on PATH or in JAVA_HOME")
+    found = java()
+    yield Check("Java", "ok" if found else "note", found or "none on PATH or in JAVA_HOME")
     why_not = embedded.why_no_kafka(kafka_home)
     yield Check("Kafka release", "note" if why_not else "ok", why_not or kafka_home)
     stack = embedded.EmbeddedStack(kafka_url=kafka_url, redis_url=redis_url, kafka_home=kafka_home)
@@ -106,15 +107,19 @@ def servers(kafka_url: str, redis_url: str, kafka_home: str) -> Iterator[Check]:
         yield Check("embedded stack", "problem", f"did not start: {error}")
         return
     try:
-        yield _kafka(stack)
+        kafka = _kafka(stack)
+        yield kafka
         yield _redis(stack)
-        yield partitioning(stack.kafka_url)
+        yield partitioning("" if kafka.status == "problem" else stack.kafka_url)
     finally:
         stack.stop()
 
 
 def partitioning(kafka_url: str) -> Check:
-    """Whether kafka-python, librdkafka and this package put each of some hundred keys in the same partition."""
+    """Whether kafka-python, librdkafka and this package put each of some hundred keys in the same partition.
+
+    Without a URL the functions alone are compared.
+    """
     # Not at the top: the placement of arrays is C++, and a broken extension is for `_kernel` to report.
     from vitrine import placement
 
@@ -128,6 +133,8 @@ def partitioning(kafka_url: str) -> Check:
     for id, value in hashes.items():
         if kafka_python_murmur2(key_of(id)) & 0xFFFFFFFF != value or native[id] != placement.bucket_of(id):
             return Check(name, "problem", f"the murmur2 functions differ on key {id}")
+    if not kafka_url:
+        return Check(name, "note", f"{len(hashes)} keys by the functions alone, with no broker to send them to")
     try:
         with _topic(kafka_url) as (topic, partitions):
             placed = {
@@ -135,7 +142,7 @@ def partitioning(kafka_url: str) -> Check:
                 "confluent-kafka": _placed_by_librdkafka(kafka_url, topic, list(hashes)),
             }
     except (UnavailableError, KafkaError) as error:
-        return Check(name, "note", f"{len(hashes)} keys by the functions alone; no broker to send them to: {error}")
+        return Check(name, "note", f"{len(hashes)} keys by the functions alone; the broker took none: {error}")
     for client, where in placed.items():
         wrong = [id for id in hashes if where.get(id) != placement.bucket_of(id) % partitions]
         if wrong:

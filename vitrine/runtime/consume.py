@@ -163,7 +163,7 @@ class ConsumerLoop:
 
     def commit(self, offsets: Mapping[int, int]) -> None:
         """The next offsets of these partitions, for lag monitors; told to Kafka about once a second."""
-        self._commits.update(offsets)
+        self._commits.update({p: offset for p, offset in offsets.items() if p in self._owned})
 
     # The loop.
 
