@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import grpc
+from google.protobuf.message import DecodeError
 from prometheus_client import Counter
 
 from vitrine.api.events.v1 import events_pb2
@@ -48,7 +49,10 @@ class PausedAds:
         if value is None:
             self._paused.discard(ad_id)
             return
-        update = events_pb2.AdUpdate.FromString(value)
+        try:
+            update = events_pb2.AdUpdate.FromString(value)
+        except DecodeError as error:
+            raise RecordError(f"value: no AdUpdate: {error}") from error
         if update.ad_id != ad_id:
             raise RecordError(f"ad_id: {update.ad_id}, where the key is {ad_id}")
         if update.state == events_pb2.AdUpdate.STATE_PAUSED:

@@ -138,3 +138,16 @@ def test_the_server_stops_serving_once_kafka_is_silent_beyond_the_bound(run: Liv
     finally:
         run.stack.start_kafka()
     wait_for(lambda: is_serving(server.address()), 30)
+
+
+def test_the_in_memory_broker_carries_events_to_lists(namespace: str, tmp_path):
+    with EmbeddedStack(kafka_home="") as memory, live(memory, namespace, tmp_path) as run:
+        assert memory.kafka_kind == "memory"
+        run.worker().wait_serving()
+        server = run.server().wait_serving()
+        for user_id in range(1, 21):
+            run.send(user_event("purchase", user_id, START_MS, int(run.catalog.items[user_id]), 0, 0))
+        run.wait_applied()
+        with grpc.insecure_channel(server.address()) as channel:
+            answer = MatchingServiceStub(channel).GetMatches(pb.GetMatchesRequest(user_id=7, k=3), timeout=5)
+        assert (answer.source, answer.revision, len(answer.ad_ids)) == (pb.SOURCE_STORED, 1, 3)

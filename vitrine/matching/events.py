@@ -2,6 +2,8 @@
 
 from functools import lru_cache
 
+from google.protobuf.message import DecodeError
+
 from vitrine import placement
 from vitrine.api.events.v1 import events_pb2
 
@@ -29,7 +31,7 @@ def parse_event(key: bytes | None, value: bytes | None) -> events_pb2.UserEvent:
     event = events_pb2.UserEvent()
     try:
         event.ParseFromString(value)
-    except Exception as error:  # upb raises DecodeError, which other protobuf builds subclass differently
+    except DecodeError as error:
         raise RecordError(f"value: no UserEvent: {error}") from error
     user_id = event.user_id
     if not user_id:

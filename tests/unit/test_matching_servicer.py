@@ -1,0 +1,225 @@
+"""GetMatches and Explain around a store that answers, does not, or holds nonsense."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+from matching_kit import START_MS, small_matcher
+
+from services.matching import failpoint
+from services.matching.servicer import MatchingServicer, PausedAds, StoreWatch
+from vitrine.api.events.v1.events_pb2 import AdUpdate
+from vitrine.api.matching.v1 import matching_pb2 as pb
+from vitrine.data.replay import user_event
+from vitrine.errors import FieldError, NotFoundError, UnavailableError
+from vitrine.matching import record, state
+from vitrine.matching.events import RecordError
+from vitrine.matching.state import UserState, fold
+
+MATCHER = small_matcher()
+USER = 42
+
+
+class FakeStore:
+    """One user's bytes, or no answer."""
+
+    def __init__(self) -> None:
+        self.state: bytes | None = None
+        self.stored: bytes | None = None
+        self.away = False
+        self.reads = 0
+
+    def hold(self, items: int = 3) -> record.StoredList:
+        user = UserState(USER)
+        for offset, item in enumerate(MATCHER.catalog.items[:items].tolist()):
+            fold(user, user_event("purchase", USER, START_MS, item, 0, 0), START_MS, offset, MATCHER.table)
+        (stored,) = MATCHER.lists([user])
+        self.state, self.stored = state.encode(user), record.encode(stored)
+        return stored
+
+    def read_list(self, user_id: int) -> bytes | None:
+        self.reads += 1
+        if self.away:
+            raise UnavailableError("away")
+        return self.stored
+
+    def read_user(self, user_id: int) -> tuple[bytes | None, bytes | None]:
+        return self.state, self.stored
+
+    def ping(self) -> None:
+        if self.away:
+            raise UnavailableError("away")
+
+
+class StillWatch:
+    """A watch that says what it is told."""
+
+    lost: str | None = None
+
+
+class Served:
+    def __init__(self) -> None:
+        self.store, self.paused, self.watch = FakeStore(), PausedAds(), StillWatch()
+        self.servicer = MatchingServicer(
+            MATCHER, self.store, self.paused, self.watch, clock=lambda: START_MS / 1000 + 5
+        )
+
+    def matches(self, k: int = 10, user_id: int = USER) -> pb.GetMatchesResponse:
+        return self.servicer.GetMatches(pb.GetMatchesRequest(user_id=user_id, k=k), None)
+
+    def explain(self, *ads: int) -> pb.ExplainResponse:
+        return self.servicer.Explain(pb.ExplainRequest(user_id=USER, ad_ids=ads), None)
+
+    def pause(self, ad_id: int, ad_state: AdUpdate.State.ValueType = AdUpdate.STATE_PAUSED) -> None:
+        self.paused.apply(0, b"%d" % ad_id, AdUpdate(ad_id=ad_id, state=ad_state).SerializeToString())
+
+
+def test_a_stored_list_is_answered_with_its_age_version_and_context():
+    served = Served()
+    stored = served.store.hold()
+    answer = served.matches(5)
+    assert answer.source == pb.SOURCE_STORED
+    assert list(answer.ad_ids) == stored.ads[:5].tolist()
+    assert list(answer.values) == stored.values[:5].tolist()
+    assert list(answer.bids) == stored.bids[:5].tolist()
+    assert list(answer.crowd_ids) == stored.crowds[:5].tolist()
+    assert list(answer.context.keys) == stored.keys.tolist()
+    assert list(answer.context.weights) == stored.weights.tolist()
+    assert (answer.age_ms, answer.revision) == (5_000, 3)
+    assert (answer.catalog_version, answer.towers_version) == ("c1", "t1")
+    assert served.store.reads == 1
+
+
+def test_a_paused_ad_is_hidden_and_the_next_moves_up():
+    served = Served()
+    stored = served.store.hold()
+    first, third = int(stored.ads[0]), int(stored.ads[2])
+    served.pause(first)
+    served.pause(third)
+    assert list(served.matches(10).ad_ids) == [a for a in stored.ads.tolist() if a not in (first, third)][:10]
+    served.pause(first, AdUpdate.STATE_ACTIVE)
+    served.paused.apply(0, b"%d" % third, None)  # a tombstone
+    assert list(served.matches(10).ad_ids) == stored.ads[:10].tolist()
+
+
+def test_a_user_without_a_live_ad_gets_the_fallback_which_hides_paused_ads_too():
+    served = Served()
+    best = served.matches(1)
+    assert best.source == pb.SOURCE_FALLBACK_NO_LIST
+    served.pause(best.ad_ids[0])
+    assert len(served.matches(10).ad_ids) == 10
+    assert best.ad_ids[0] not in served.matches(10).ad_ids
+    stored = served.store.hold()
+    for ad in stored.ads.tolist():
+        served.pause(ad)
+    answer = served.matches(10)
+    assert (answer.source, len(answer.ad_ids), answer.revision) == (pb.SOURCE_FALLBACK_NO_LIST, 10, 0)
+    assert list(answer.context.keys) == stored.keys.tolist()
+
+
+def test_a_store_that_does_not_answer_is_not_asked_again_until_the_watch_says_so():
+    served = Served()
+    served.store.hold()
+    served.store.away = True
+    assert served.matches().source == pb.SOURCE_FALLBACK_STORE_LOST
+    assert served.watch.lost
+    assert len(served.matches(10).ad_ids) == 10
+    assert served.store.reads == 1
+    served.store.away, served.watch.lost = False, None
+    assert served.matches().source == pb.SOURCE_STORED
+
+
+def test_the_watch_sees_redis_go_and_come_back():
+    seen = threading.Event()
+    store = FakeStore()
+
+    def ping() -> None:
+        seen.set()
+        store.ping()
+
+    watch = StoreWatch(ping, interval_s=0.001)
+    for away in (True, False):
+        store.away = away
+        for _ in range(2):  # the second question was asked after the change
+            seen.clear()
+            assert seen.wait(10)
+        seen.clear()
+        assert seen.wait(10)
+        assert (watch.lost is not None) == away
+    watch.close()
+
+
+def test_a_record_that_someone_else_wrote_is_no_list():
+    served = Served()
+    served.store.stored = b"someone else's"
+    assert served.matches().source == pb.SOURCE_FALLBACK_NO_LIST
+
+
+@pytest.mark.parametrize(("user_id", "k", "field"), [(USER, 0, "k"), (USER, 100_000, "k"), (0, 1, "user_id")])
+def test_a_bad_request_names_its_field(user_id, k, field):
+    with pytest.raises(FieldError) as refused:
+        Served().matches(k, user_id)
+    assert refused.value.field == field
+
+
+def test_explain_says_how_every_ad_stands():
+    served = Served()
+    stored = served.store.hold(1)
+    catalog, listed = MATCHER.catalog, stored.ads.tolist()
+    paused = listed[1]
+    served.pause(paused)
+    crowds = set(catalog.item_crowds(int(catalog.items[0])).tolist())
+    shares = {ad: crowds & set(catalog.bids_of(ad)[0].tolist()) for ad in catalog.ads.tolist()}
+    below = next(ad for ad, shared in shares.items() if shared and ad not in listed)
+    none = next(ad for ad, shared in shares.items() if not shared)
+    answer = served.explain(listed[0], paused, below, none, 999_961)
+    assert [e.verdict for e in answer.explanations] == [
+        pb.VERDICT_LISTED,
+        pb.VERDICT_PAUSED,
+        pb.VERDICT_BELOW_FLOOR,
+        pb.VERDICT_NO_SHARED_CROWD,
+        pb.VERDICT_UNKNOWN_AD,
+    ]
+    assert [e.rank for e in answer.explanations] == [1, 2, 0, 0, 0]
+    assert answer.explanations[0].value == stored.values[0]
+    assert answer.explanations[2].value <= answer.floor_value == stored.values[-1]
+    assert list(answer.user_crowd_ids) == sorted(crowds)
+    assert [set(e.shared_crowd_ids) for e in answer.explanations[:3]] == [
+        shares[a] for a in (listed[0], paused, below)
+    ]
+
+
+def test_explain_refuses_what_it_cannot_answer_truly():
+    served = Served()
+    with pytest.raises(NotFoundError, match="user 42"):
+        served.explain(3)
+    stored = served.store.hold()
+    for ads in ((), range(1, 1_002)):
+        with pytest.raises(FieldError, match="ad_ids"):
+            served.explain(*ads)
+    served.store.stored = record.encode(replace(stored, catalog_version="c0"))
+    with pytest.raises(UnavailableError, match="catalog c0"):
+        served.explain(3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (None, b""),
+        (b"x", b""),
+        (b"3", b"\xff"),
+        (b"3", AdUpdate(ad_id=4, state=AdUpdate.STATE_PAUSED).SerializeToString()),
+        (b"3", AdUpdate(ad_id=3).SerializeToString()),
+    ],
+)
+def test_an_ad_update_that_is_none_changes_nothing(key, value):
+    paused = PausedAds()
+    with pytest.raises(RecordError):
+        paused.apply(0, key, value)
+    assert not paused
+
+
+@pytest.mark.parametrize("text", ["after-write", "after-write:0", "nowhere:1", "after-write:x"])
+def test_a_failpoint_that_does_not_exist_is_refused(text):
+    with pytest.raises(ValueError, match="NAME:N"):
+        failpoint.from_setting(text)
