@@ -367,6 +367,19 @@ def test_a_handler_that_is_unavailable_is_asked_again_and_goes_on_from_its_water
     assert one.error is None
 
 
+def test_a_handler_hears_of_partitions_that_leave_while_it_is_unavailable(kafka: EmbeddedStack, topic: str) -> None:
+    first, second = Worker(Watermarks()), Worker(Watermarks())
+    with running(kafka, topic, first) as one:
+        until(lambda: len(one.loop.partitions) == _PARTITIONS)
+        first.available = False
+        until(lambda: one.loop.paused)
+        with running(kafka, topic, second) as two:
+            until(lambda: len(two.loop.partitions) == 2)
+            assert first.calls[1:] == [("revoked", two.loop.partitions)]
+            first.available = True
+            until(lambda: _shared(one, two))
+
+
 @pytest.mark.parametrize("wanted", ["deleted", "never written"])
 def test_a_lost_log_ends_the_loop_loudly(kafka: EmbeddedStack, topic: str, wanted: str) -> None:
     send(kafka.kafka_url, topic, range(1, 101))

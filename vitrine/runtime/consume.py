@@ -18,7 +18,13 @@ from typing import Any, Protocol
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import FencedInstanceIdError, KafkaError, LogTruncationError, OffsetOutOfRangeError
+from kafka.errors import (
+    FencedInstanceIdError,
+    KafkaError,
+    LogTruncationError,
+    OffsetOutOfRangeError,
+    RetriableError,
+)
 
 from vitrine.errors import UnavailableError
 from vitrine.runtime.kafka import answering, log_lost, parse_url, partition_count
@@ -52,7 +58,7 @@ class Handler(Protocol):
         """These partitions are this loop's: their next offsets. May take its time; heartbeats go on."""
 
     def revoked(self, partitions: list[int]) -> None:
-        """These are no longer. Short, and no calls back into the loop: the group is waiting."""
+        """These are no longer; also where their `assigned` failed. Short, no calls back into the loop."""
 
     def batch(self, records: Mapping[int, Sequence[Record]]) -> None:
         """Records in offset order, by partition."""
@@ -118,6 +124,7 @@ class ConsumerLoop:
         self._waiting = False  # the handler said "not now"
         self._owned: set[int] = set()
         self._unplaced: set[int] = set()  # owned, but the handler has not said yet from where
+        self._told: set[int] = set()  # owned, and the handler knows: `assigned` was called
         self._commits: dict[int, int] = {}
         self._lag: dict[int, int] = {}
         self._contact = time.monotonic()
@@ -228,7 +235,11 @@ class ConsumerLoop:
             raise log_lost(consumer, self.topic, place.partition, wanted) from error
         except LogTruncationError as error:
             place = next(iter(error.divergent_offsets))
-            raise log_lost(consumer, self.topic, place.partition, consumer.position(place)) from error
+            raise log_lost(consumer, self.topic, place.partition, self._commits.get(place.partition, -1)) from error
+        except RetriableError as error:
+            _log.warning("waiting for Kafka", topic=self.topic, reason=str(error))
+            self._stop.wait(0.1)
+            return {}
         return {place.partition: records for place, records in polled.items()}
 
     def _take(self, consumer: KafkaConsumer, partitions: Iterable[int]) -> None:
@@ -240,19 +251,21 @@ class ConsumerLoop:
             self._unplaced.add(partition)
 
     def _give(self, partitions: set[int]) -> None:
-        placed = partitions & (self._owned - self._unplaced)
+        told = partitions & self._told
         self._owned -= partitions
         self._unplaced -= partitions
+        self._told -= partitions
         for partition in partitions:
             self._commits.pop(partition, None)
-        if placed:
-            self._handler.revoked(sorted(placed))
+        if told:
+            self._handler.revoked(sorted(told))
 
     def _may_ask(self, next_idle: float) -> bool:
         return not self._waiting or time.monotonic() >= next_idle
 
     def _ask_where(self, consumer: KafkaConsumer) -> None:
         asked = sorted(self._unplaced)
+        self._told |= self._unplaced
         offsets = self._handler.assigned(asked)
         for partition in asked:
             consumer.seek(self._place(partition), offsets[partition])
