@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrine import native
-
 BUCKETS = 1024
 
 
@@ -31,6 +29,8 @@ def murmur2(key: bytes) -> int:
 
 def buckets_of(ids: NDArray[np.uint64]) -> NDArray[np.uint16]:
     """(n,) ids -> (n,) buckets, 0 ... 1,023."""
+    from vitrine import native  # here, so that `vitrine doctor` starts where the extension does not load
+
     return ((native.murmur2_decimal(ids) & np.uint32(0x7FFFFFFF)) % np.uint32(BUCKETS)).astype(np.uint16)
 
 

@@ -1,7 +1,10 @@
 """`vitrine doctor` and `vitrine topics` as a user runs them."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -56,6 +59,20 @@ def test_a_hash_that_differs_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(placement, "murmur2", lambda key: 17)
     check = doctor.partitioning("")
     assert (check.status, check.detail.startswith("the murmur2 functions differ")) == ("problem", True)
+
+
+def test_the_doctor_runs_where_the_extension_does_not_load() -> None:
+    broken = "import sys; sys.modules['vitrine.native._native'] = None; from vitrine.cli import app; app()"
+    done = subprocess.run(
+        [sys.executable, "-c", broken, "doctor", "--json", "--kafka-url", "kafka://127.0.0.1:1"],
+        capture_output=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["kernel"]["status"] == "problem"
+    assert "C++ extension" in checks["kernel"]["detail"]
 
 
 def test_topics_are_made_and_listed(stack: EmbeddedStack, namespace: str) -> None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitrine import placement
 from vitrine.errors import FieldError, UnavailableError
 from vitrine.runtime import embedded, logs
 from vitrine.runtime.kafka import admin, cluster_id, key_of, parse_url, producer
@@ -120,16 +121,16 @@ def partitioning(kafka_url: str) -> Check:
 
     Without a URL the functions alone are compared.
     """
-    # Not at the top: the placement of arrays is C++, and a broken extension is for `_kernel` to report.
-    from vitrine import placement
-
     name = "producers partition alike"
     rng = np.random.default_rng(1)
     few = rng.integers(1, 10_000, _KEYS // 2, dtype=np.uint64)
     many = rng.integers(1, 2**64 - 1, _KEYS // 2, dtype=np.uint64)
     ids = np.unique(np.concatenate([few, many]))
     hashes = {int(id): placement.murmur2(key_of(int(id))) for id in ids}
-    native = dict(zip(map(int, ids), map(int, placement.buckets_of(ids)), strict=True))
+    try:
+        native = dict(zip(map(int, ids), map(int, placement.buckets_of(ids)), strict=True))
+    except ImportError:
+        return Check(name, "problem", "not known without the C++ extension")
     for id, value in hashes.items():
         if kafka_python_murmur2(key_of(id)) & 0xFFFFFFFF != value or native[id] != placement.bucket_of(id):
             return Check(name, "problem", f"the murmur2 functions differ on key {id}")
