@@ -183,7 +183,7 @@ def _kafka(stack: embedded.EmbeddedStack) -> Check:
     elif stack.kafka_kind == "memory":
         where = "not configured; the embedded stack will use its in-memory broker, for a first look only"
     try:
-        id = cluster_id(stack.kafka_url)
+        id = cluster_id(stack.kafka_url, timeout_s=4.0)
     except (UnavailableError, FieldError) as error:
         return Check("Kafka", "problem", str(error))
     return Check("Kafka", "note" if stack.kafka_kind == "memory" else "ok", f"{where}: cluster {id}")

@@ -119,7 +119,7 @@ def cluster_id(url: str, *, timeout_s: float = 10.0) -> str:
     return str(found)
 
 
-def partition_count(consumer: KafkaConsumer, topic: str, *, timeout_s: float = 10.0) -> int:
+def partition_count(consumer: KafkaConsumer, topic: str, *, timeout_s: float = 5.0) -> int:
     """How many partitions `topic` has. Raises NotFoundError where it is still missing after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
