@@ -166,6 +166,8 @@ class Process:
         except KilledError:
             self.start()
             return
+        finally:
+            self.at_failpoint = lambda name: None
         self.positions |= {p: batch[-1].offset + 1 for p, batch in records.items()}
         self.follow(outcome.seek)
         for partition, offset in outcome.commit.items():
