@@ -38,7 +38,7 @@ fence_rejects = Counter(
 )
 reloads = Counter(
     "vitrine_matching_bucket_reloads_total",
-    "Buckets whose watermark was read again, at an assignment or for a wrong token.",
+    "Buckets whose watermark was read again because of a wrong token.",
     registry=metrics.REGISTRY,
 )
 write_seconds = Histogram(
