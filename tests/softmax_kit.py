@@ -64,7 +64,7 @@ def write_images(file: Path, images: Images) -> None:
 
 
 def steps(group: Group, count: int, folder: Path | None = None) -> Learner:
-    """A learner after `count` steps in float64, begun at the newest checkpoint below `folder`, where it leaves one."""
+    """A learner after `count` steps in float64, begun at the newest checkpoint in `folder`, where it leaves one."""
     learner = Learner(drawn(), CONFIG, group, dtype=torch.float64)
     checkpoints = Checkpoints(folder, group) if folder else None
     saved = checkpoints.latest() if checkpoints else None

@@ -17,13 +17,16 @@ def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def stubs(root):
+    files = (root / "vitrine/api").rglob("*.py*")
+    return {p.relative_to(root): p.read_text() for p in files if p.suffix in (".py", ".pyi")}
+
+
 def test_committed_stubs_are_current(tmp_path):
     generate(tmp_path)
-    fresh = {p.relative_to(tmp_path): p.read_text() for p in tmp_path.rglob("*.py*") if p.suffix in (".py", ".pyi")}
+    fresh = stubs(tmp_path)
     assert len(fresh) > 10
-    committed = {
-        p.relative_to(ROOT): p.read_text() for p in (ROOT / "vitrine/api").rglob("*.py*") if p.suffix in (".py", ".pyi")
-    }
+    committed = stubs(ROOT)
     assert committed == fresh, "run `make protos`"
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.runtime.tasks import Tasks
 from trainers.catalog.train import train
+from trainers.runtime.tasks import Tasks
 from vitrine.artifacts import ArtifactStore
 from vitrine.data.market import Market
 from vitrine.data.schemas import DataError

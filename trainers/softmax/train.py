@@ -22,7 +22,7 @@ from vitrine.data import draws
 Metrics = dict[str, float]
 
 _WARM_UP = 0.1  # share of the steps in which the rates rise
-_PATCHES_FROM = 1000  # pictures that the stem is whitened with
+_PATCHES_FROM = 400  # pictures that the stem is whitened with
 _CHECKPOINT_EPOCHS = 4
 _EMBEDDED = 256  # pictures embedded at a time
 
@@ -35,7 +35,7 @@ class Config:
     smoothing: of the labels
     """
 
-    epochs: int = 14
+    epochs: int = 12
     batch: int = 64
     dim: int = 64
     rate: float = 0.03

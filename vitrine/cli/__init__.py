@@ -6,8 +6,11 @@ from typing import Annotated
 
 import typer
 
-from vitrine.cli import artifacts, data, demo, doctor, topics
+from vitrine.cli import artifacts, data
 from vitrine.cli.applications import DISTRIBUTED, PLAIN, SERVICES, application_environment, trainer_arguments
+from vitrine.cli.demo import demo
+from vitrine.cli.doctor import doctor
+from vitrine.cli.topics import app as topics
 
 app = typer.Typer(
     name="vitrine",
@@ -17,10 +20,10 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(artifacts.app, name="artifacts")
-app.add_typer(topics.app, name="topics")
+app.add_typer(topics, name="topics")
 app.add_typer(data.app, name="data")
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
+app.command()(demo)
+app.command()(doctor)
 
 # Everything after the name belongs to the process that is started, --help too.
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
