@@ -51,9 +51,9 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="folder of the Beauty and clothing files; a market is simulated without it")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the run's files; what an earlier run left is replaced")] = Path(
-        "demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="folder for the run's files; what an earlier run left is replaced")
+    ] = Path("demo"),
     users: Annotated[int, typer.Option(min=100, help="users of the simulated market")] = 5_000,
     ads: Annotated[int, typer.Option(min=50, help="ads of the simulated market")] = 2_000,
     seed: Annotated[int, typer.Option(min=0)] = 1,
@@ -63,7 +63,9 @@ def demo(
     redis_url: Annotated[
         str, typer.Option(envvar="VITRINE_REDIS_URL", help="a Redis of your own; one is started without it")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object as the last line, then stop")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one JSON object as the last line, then stop")
+    ] = False,
 ) -> None:
     """Train, publish, serve and walk through the whole system on this machine.
 
@@ -165,7 +167,9 @@ def _make_market(panel: Panel, options: Options, market: Path) -> None:
     else:
         simulator.write_market(market, users=options.users, ads=options.ads, seed=options.seed, progress=draw)
     sizes = json.loads((market / "market.json").read_text())["sizes"]
-    panel.done("data", ", ".join(f"{sizes[k]:,} {k}" for k in ("users", "ads", "crowds", "bids", "events", "images")))
+    panel.done(
+        "data", ", ".join(f"{sizes[k]:,} {k}" for k in ("users", "ads", "crowds", "bids", "events", "images"))
+    )
 
 
 def _fresh(out: Path) -> Path:
@@ -193,7 +197,9 @@ def _stage(
         arguments += ["--kafka", stack.kafka_url, "--topic", qualify(namespace, "user-events")]
         arguments += ["--user", str(user_id), "--click"]
         example = [sys.executable, str(applications_root() / "examples" / "ad_frontend.py"), *arguments]
-        done = subprocess.run(example, env=system.environment, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            example, env=system.environment, capture_output=True, text=True, check=False, timeout=60
+        )
         if done.returncode != 0:
             raise DemoError(f"examples/ad_frontend.py ended with {done.returncode}: {done.stderr}")
         return 2, done.stdout.strip()  # an impression and its click

@@ -78,7 +78,9 @@ class Panel:
             row.status, row.detail, row.fraction = status, detail, None
             took = f" ({row.seconds:.1f} s)" if row.seconds is not None else ""
             if not self._console.is_terminal:
-                self._console.print(f"{row.title}: {status}{took} {detail}".rstrip(), highlight=False, soft_wrap=True)
+                self._console.print(
+                    f"{row.title}: {status}{took} {detail}".rstrip(), highlight=False, soft_wrap=True
+                )
 
     def _draw(self) -> RenderableType:
         table = Table.grid(padding=(0, 1), expand=True)

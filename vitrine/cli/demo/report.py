@@ -16,7 +16,7 @@ from vitrine.cli.demo.show import FACTS, moved
 from vitrine.cli.demo.walk import Ranked, Walk
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 # Ten hues that keep apart in light and dark, for category borders.
 _HUES = (
@@ -65,10 +65,10 @@ def write(file: Path, market: MarketView, seen: Walk, facts: dict[str, Any], man
         f"{facts['event_to_list_ms_p99']} ms.</p>",
         _histogram(seen.event_to_list_ms),
         "<h2>Photos and their neighbours</h2>",
-        "<p>Test photos, which the encoder never saw, and their ten nearest indexed photos. A border's colour is a "
+        "<p>Test photos, which the encoder never saw, and their ten nearest indexed photos. Borders show the "
         f"category. {100 * facts['search_same_category_at_10']:.0f}% of all neighbours share the photo's category; "
-        f"{100 * facts['same_category_by_pixels']:.0f}% by pixels, {100 * facts['same_category_by_chance']:.0f}% by "
-        "chance.</p>",
+        f"{100 * facts['same_category_by_pixels']:.0f}% by pixels, "
+        f"{100 * facts['same_category_by_chance']:.0f}% by chance.</p>",
         _photos(market, seen),
         "<h2>Artifacts</h2>",
         "<p>What was trained and published, and what it was made from.</p>",
@@ -139,9 +139,11 @@ def _photos(market: MarketView, seen: Walk) -> str:
     def figure(photo: Photo, note: str, kind: str = "") -> str:
         data = base64.b64encode(photo.image).decode()
         image = "png" if photo.image.startswith(b"\x89PNG") else "jpeg"
+        source = f"data:image/{image};base64,{data}"
+        category, border = escape(photo.category), hue.get(photo.category, "gray")
         return (
-            f"<figure class='{kind}'><img style='--hue: {hue.get(photo.category, 'gray')}' alt='{escape(photo.category)}'"
-            f" src='data:image/{image};base64,{data}'><figcaption>{escape(photo.category)} {note}</figcaption></figure>"
+            f"<figure class='{kind}'><img style='--hue: {border}' alt='{category}' src='{source}'>"
+            f"<figcaption>{category} {note}</figcaption></figure>"
         )
 
     rows = []
@@ -154,12 +156,14 @@ def _photos(market: MarketView, seen: Walk) -> str:
 def _lineage(manifests: Sequence[Manifest]) -> str:
     rows = []
     for manifest in sorted(manifests, key=lambda m: m.version):
-        parents = "".join(f"<div class=box>{escape(n)}<small>{escape(v)}</small></div>" for n, v in manifest.parents.items())
+        parents = "".join(
+            f"<div class=box>{escape(n)}<small>{escape(v)}</small></div>" for n, v in manifest.parents.items()
+        )
         megabytes = sum(f["size"] for f in manifest.files.values()) / 1e6
         figures = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in manifest.metrics.items()]
+        arrow = "<span>→</span>" if parents else ""
         rows.append(
-            f"<div class=lineage>{parents}{'<span>→</span>' if parents else ''}<div class=box><b>{escape(manifest.name)}"
-            f"</b> {megabytes:.1f} MB<small>{escape(manifest.version)}</small><small>{escape(', '.join(figures))}"
-            "</small></div></div>"
+            f"<div class=lineage>{parents}{arrow}<div class=box><b>{escape(manifest.name)}</b> {megabytes:.1f} MB"
+            f"<small>{escape(manifest.version)}</small><small>{escape(', '.join(figures))}</small></div></div>"
         )
     return "".join(rows)

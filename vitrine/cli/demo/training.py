@@ -19,7 +19,7 @@ TRAINERS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """Result lines of the trainers, each there once its artifacts are published; `index` has the encoder's metrics too."""
+    """Result lines of the trainers, each there once it has published; `index` has the encoder's metrics too."""
 
     catalog: Future[dict[str, Any]]
     des: Future[dict[str, Any]]
@@ -43,7 +43,9 @@ def train(
 
         panel.start(name)
         try:
-            result = system.run_job(name, trainer_arguments(name, 2), [*common, "--work", str(work / name), *own], show)
+            result = system.run_job(
+                name, trainer_arguments(name, 2), [*common, "--work", str(work / name), *own], show
+            )
         except BaseException:
             panel.fail(name)
             raise

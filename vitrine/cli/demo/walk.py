@@ -86,7 +86,7 @@ class Stage:
         return self.store.applied()
 
     def wait_applied(self, timeout_s: float, show: Callable[[int], None] = lambda applied: None) -> None:
-        """Wait until everything sent is applied. Raises DemoError where that takes longer, or more than sent was."""
+        """Wait until everything sent is applied. Raises DemoError where it takes longer, or some counted twice."""
         self.producer.flush()
         deadline = time.monotonic() + timeout_s
         while (applied := self.applied()) != self.sent:
@@ -146,7 +146,9 @@ def _one_event(stage: Stage, seen: Walk, matching: MatchingClient) -> None:
     milliseconds, _ = _send_and_wait(stage, event)
     after = matching.get_matches(user, k=50)
     seen.after = _explained(matching, user, after.ads[:SHOWN].tolist(), before.ads.tolist())
-    seen.event = f"bought {stage.market.ad(event.item.item_id)}; the stored list changed {milliseconds:.1f} ms later"
+    seen.event = (
+        f"bought {stage.market.ad(event.item.item_id)}; the stored list changed {milliseconds:.1f} ms later"
+    )
     stage.say(f"user {user} {seen.event}")
 
 
