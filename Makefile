@@ -42,15 +42,15 @@ setup: .venv/installed .venv/built
 	@tools/check-build-tools $(PYTHON)
 	@echo "vitrine: installing into .venv (about a minute the first time)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q -c constraints.txt scikit-build-core nanobind ninja cmake
+	@$(BIN)/pip install -qq -c constraints.txt scikit-build-core nanobind ninja cmake
 	@echo "vitrine: building the C++ extension, installing torch, Kafka, Redis and gRPC clients"
-	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[serve,train,dev]'
+	@$(BIN)/pip install -qq -c constraints.txt --no-build-isolation -e '.[serve,train,dev]'
 	@touch $@ .venv/built
 
 .venv/built: $(NATIVE_SOURCES) .venv/installed
 	@tools/check-build-tools $(PYTHON)
 	@echo "vitrine: rebuilding the C++ extension"
-	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@$(BIN)/pip install -qq --no-build-isolation --no-deps -e .
 	@touch $@
 
 clean: ## Remove what was built, run and installed
