@@ -18,6 +18,7 @@ from trainers.softmax.images import Images
 from trainers.softmax.model import Encoder, whiten
 from trainers.softmax.muon import Muon
 from vitrine.data import draws
+from vitrine.data.schemas import DataError
 
 Metrics = dict[str, float]
 
@@ -56,6 +57,10 @@ class Learner:
         self._dtype = dtype
         self._rows = images.rows("train")
         self._batch = min(config.batch, len(self._rows))
+        if self._batch < group.world:
+            raise DataError(
+                [f"column split: {len(self._rows)} rows of 'train' are too few for {group.world} processes"]
+            )
         self._pixels = images.pixels.to(group.device)
         self._labels = torch.from_numpy(images.labels).to(group.device)
         with torch.random.fork_rng(devices=[]):

@@ -10,6 +10,7 @@ order, batch, thread count or instruction set the sum is taken.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -61,13 +62,18 @@ class Hashing:
         """Bits of a code, a multiple of 64."""
         return int(self.rotation.shape[1])
 
+    @cached_property
+    def _wide(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and rotation as float64."""
+        return _on_grid(self.mean), _on_grid(self.rotation)
+
     def encode(self, vectors: Floats) -> Codes:
         """Codes uint64 (words, n), word-major, of unit vectors float32 (n, dim).
 
         Bit b of a code is bit b % 64 of its word b // 64, set where the projection is 0 or more.
         """
         codes = np.empty((self.bits // 64, len(vectors)), np.uint64)
-        mean, rotation = _on_grid(self.mean), _on_grid(self.rotation)
+        mean, rotation = self._wide
         for start in range(0, len(vectors), _CHUNK):
             chunk = _on_grid(vectors[start : start + _CHUNK])
             signs = (chunk - mean) @ rotation >= 0
