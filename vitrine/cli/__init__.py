@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vitrine.cli import artifacts, data
 from vitrine.cli.applications import DISTRIBUTED, PLAIN, SERVICES, application_environment, trainer_arguments
-from vitrine.cli.demo import demo
-from vitrine.cli.doctor import doctor
-from vitrine.cli.topics import app as topics
+from vitrine.cli.artifacts import app as artifacts_app
+from vitrine.cli.data import app as data_app
+from vitrine.cli.demo import demo as run_demo
+from vitrine.cli.doctor import doctor as run_doctor
+from vitrine.cli.topics import app as topics_app
 
 app = typer.Typer(
     name="vitrine",
@@ -19,11 +20,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-app.add_typer(artifacts.app, name="artifacts")
-app.add_typer(topics, name="topics")
-app.add_typer(data.app, name="data")
-app.command()(demo)
-app.command()(doctor)
+app.add_typer(artifacts_app, name="artifacts")
+app.add_typer(topics_app, name="topics")
+app.add_typer(data_app, name="data")
+app.command("demo")(run_demo)
+app.command("doctor")(run_doctor)
 
 # Everything after the name belongs to the process that is started, --help too.
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
