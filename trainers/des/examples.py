@@ -60,21 +60,28 @@ class Examples:
         return ads.astype(np.int64) + (len(self.ad) + len(self.held_ad))
 
 
-def build(inputs: Inputs, half_life_ms: int, seed: int) -> Examples:
+def build(inputs: Inputs, half_life_ms: int, seed: int, backward: float = 0.0) -> Examples:
     """Make the examples. DataError where the events hold nothing to learn from.
 
     half_life_ms: after which the weight of an event halves; the catalog's
+    backward:     weight of a purchase as an example of what its user bought afterwards, against a mean of 1 for
+                  the examples proper; 0 for none (docs/ctr.md, "Backward examples")
     """
-    rows, n_items = inputs.events, len(inputs.items)
+    rows = inputs.events
+    forward = _events(inputs)
     label = labels(rows)
-    before, at, after = history.user_bags(_events(inputs), label >= 0, inputs.item_crowds, n_items, half_life_ms)
-    stated = np.flatnonzero(np.diff(before.indptr))  # without a state there is nothing to learn about states
-    before, at = before.take(stated), at[stated]
-    ad, label = rows.ad[at], label[at].astype(np.float32)
-    positives = np.bincount(ad[label > 0], minlength=len(inputs.ads))
+    before, at, after = _stated(inputs, forward, label >= 0, half_life_ms)
+    ad, weight = rows.ad[at], recency(rows.user[at], at)
+    positives = np.bincount(ad[label[at] > 0], minlength=len(inputs.ads))
     if not positives.any():
         raise DataError(["events.parquet: no user clicks or buys anything advertised after a first event"])
     popularity = positives / positives.sum()
+    if backward:
+        turned, order = _backward(forward)
+        bought = (label > 0) & (rows.kind == PURCHASE)
+        later, turned_at, _ = _stated(inputs, turned, bought[order], half_life_ms)
+        before, at = Bags.concatenate([before, later]), np.append(at, order[turned_at])
+        ad, weight = rows.ad[at], np.append(weight, np.full(len(later), backward))
 
     held = np.flatnonzero(inputs.holdout.ad >= 0)
     held_ad, held_user = inputs.holdout.ad[held], after.take(inputs.holdout.user[held])
@@ -94,13 +101,22 @@ def build(inputs: Inputs, half_life_ms: int, seed: int) -> Examples:
         bags=Bags.concatenate([users, Bags(ad_indptr, np.searchsorted(keys, ad_keys).astype(np.int32), ad_x)]),
         ads=inputs.ads,
         ad=ad,
-        label=label,
-        weight=recency(rows.user[at], at),
+        label=label[at].astype(np.float32),
+        weight=(weight / weight.mean()).astype(np.float32),
         popularity=popularity,
         held_ad=held_ad,
         held_against=draw.astype(np.int32),
         held_overlap=np.stack(overlap),
     )
+
+
+def _stated(
+    inputs: Inputs, events: history.Events, wanted: NDArray[np.bool_], half_life_ms: int
+) -> tuple[Bags, NDArray[np.int64], Bags]:
+    """`history.user_bags` without the examples before which there is no state: they say nothing about states."""
+    before, at, after = history.user_bags(events, wanted, inputs.item_crowds, len(inputs.items), half_life_ms)
+    stated = np.flatnonzero(np.diff(before.indptr))
+    return before.take(stated), at[stated], after
 
 
 def recency(user: NDArray[np.integer], at: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -115,7 +131,7 @@ def recency(user: NDArray[np.integer], at: NDArray[np.integer]) -> NDArray[np.fl
     first = np.searchsorted(user[order], user[order])
     nth = np.empty(len(user))
     nth[order] = np.arange(len(user)) - first + 1
-    return (1 / nth / np.mean(1 / nth)).astype(np.float32)
+    return (1 / nth / np.mean(1 / nth)).astype(np.float32) if len(nth) else np.empty(0, np.float32)
 
 
 def labels(rows: Rows) -> NDArray[np.int8]:
@@ -144,6 +160,18 @@ def _events(inputs: Inputs) -> history.Events:
     op = np.where(target < 0, history.NOTHING, _OP[rows.kind]).astype(np.int8)
     indptr = np.searchsorted(rows.user, np.arange(len(inputs.users) + 1)).astype(np.int64)
     return history.Events(indptr, rows.time_ms, op, np.maximum(target, 0), _WEIGHT[rows.kind])
+
+
+def _backward(events: history.Events) -> tuple[history.Events, NDArray[np.int64]]:
+    """Events with every user's time running backward, and the position (E,) that each had.
+
+    What an event does to the state is the same, but for memberships, whose beginnings would be ends.
+    """
+    user = np.repeat(np.arange(len(events.indptr) - 1), np.diff(events.indptr))
+    order = events.indptr[user] + events.indptr[user + 1] - 1 - np.arange(len(user))
+    op = np.where(events.op == history.ACT, history.ACT, history.NOTHING).astype(np.int8)[order]
+    time_ms = (events.time_ms.max(initial=0) - events.time_ms)[order]
+    return history.Events(events.indptr, time_ms, op, events.target[order], events.weight[order]), order
 
 
 def _overlap(users: Bags, inputs: Inputs, ads: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,9 @@ def main(
     negatives: Annotated[
         float, typer.Option(min=0, help="weight of the drawn ads against one clicked; 0 where none are wanted")
     ] = _DEFAULT.negatives,
+    backward: Annotated[
+        float, typer.Option(min=0, help="weight of purchases as examples of what was bought afterwards; 0 for none")
+    ] = 0.5,
     lr: Annotated[float, typer.Option(min=0, help="Adagrad's learning rate")] = _DEFAULT.lr,
     seed: Annotated[int, typer.Option(min=0, help="of rows, order and draws")] = _DEFAULT.seed,
     half_life_days: Annotated[
@@ -79,43 +83,49 @@ def main(
     config = Config(
         model=model.value, dim=dim, epochs=epochs, batch=batch, pool=pool, negatives=negatives, lr=lr, seed=seed
     )
+    job = Job(market, store, namespace, half_life_days, backward, base_rate, checkpoint_every)
     try:
         with dist.group(device.value) as group, _folder(work, group) as folder:
-            train(config, market, store, namespace, folder, group, half_life_days, base_rate, checkpoint_every)
+            train(config, job, folder, group)
     except (DataError, ValueError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
 
 
-def train(
-    config: Config,
-    market: Path,
-    store: str,
-    namespace: str,
-    work: Path,
-    group: Group,
-    half_life_days: float,
-    base_rate: float,
-    checkpoint_every: int,
-) -> None:
-    """One process's part from market to published artifacts."""
-    examples = building.build(inputs.read(Market(market)), round(half_life_days * DAY_MS), config.seed)
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where examples come from and artifacts go; fields as the flags of `main`."""
+
+    market: Path
+    store: str
+    namespace: str
+    half_life_days: float
+    backward: float
+    base_rate: float
+    checkpoint_every: int
+
+
+def train(config: Config, job: Job, work: Path, group: Group) -> None:
+    """One process's part from market to published artifacts; checkpoints lie in `work` until then."""
+    tables = inputs.read(Market(job.market))
+    examples = building.build(tables, round(job.half_life_days * DAY_MS), config.seed, job.backward)
     trainer = Trainer(config, examples, group)
     checkpoints = Checkpoints(work, group)
     with Progress("des", len(trainer.batches)) as progress:
-        metrics = trainer.run(checkpoints, checkpoint_every, progress)
+        metrics = trainer.run(checkpoints, job.checkpoint_every, progress)
     metrics |= _quality(trainer, examples)
     saved = checkpoints.latest()
     assert saved is not None, "a run ends with a checkpoint"
     if group.rank == 0:
         values, touched, bias = whole_table(checkpoints, saved, trainer.table.values.shape[1] - 1)
         if config.negatives:
-            bias += export.base_rate_offset(base_rate, config.negatives)
+            bias += export.base_rate_offset(job.base_rate, config.negatives)
         trained = export.to_model(config, examples, values, touched, bias)
         told = {**metrics, "model": config.model, "processes": group.world, "rows": len(trained.keys)}
         with tempfile.TemporaryDirectory(prefix="vitrine-des-") as scratch:
-            versions = export.publish(trained, examples, store, namespace, told, Path(scratch))
+            versions = export.publish(trained, examples, job.store, job.namespace, told, Path(scratch))
         result("des", versions, told)
+    group.barrier()
     checkpoints.clear()
 
 

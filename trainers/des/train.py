@@ -28,13 +28,13 @@ class Config:
     """What the weights depend on, beside the examples; docs/ctr.md has the measurements behind the defaults."""
 
     model: Literal["fm", "lr"] = "fm"
-    dim: int = 32
+    dim: int = 64
     epochs: int = 4
     batch: int = 512
     pool: int = 256
-    negatives: float = 1.0
+    negatives: float = 4.0
     lr: float = 0.05
-    init_scale: float = 0.05
+    init_scale: float = 0.02
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
 
@@ -122,7 +122,8 @@ class Trainer:
     def fingerprint(self) -> str:
         """What a checkpoint must agree in to be continued: configuration and data, not the number of processes."""
         digest = hashlib.blake2b(json.dumps(asdict(self.config), sort_keys=True).encode(), digest_size=16)
-        for array in (self.examples.keys, self.examples.ad, self.examples.label, self.examples.bags.ids):
+        e = self.examples
+        for array in (e.keys, e.ad, e.label, e.weight, e.bags.ids, e.bags.x):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
