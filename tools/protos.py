@@ -18,6 +18,8 @@ def generate(out: Path) -> None:
     google = Path(grpc_tools.__file__).parent / "_proto"
     sources = sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
     args = ["protoc", f"-I{PROTOS}", f"-I{google}"]
+    # mypy-protobuf's plugins lie beside this Python, whose folder need not be on PATH.
+    args += [f"--plugin={p}={Path(sys.executable).parent / p}" for p in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     args += [f"--{plugin}_out={out}" for plugin in ("python", "grpc_python", "mypy", "mypy_grpc")]
     if protoc.main(args + sources) != 0:
         raise RuntimeError("protoc failed")

@@ -30,7 +30,7 @@ from vitrine.data.replay import user_events
 from vitrine.errors import UnavailableError
 from vitrine.matching.store import Store
 from vitrine.placement import qualify
-from vitrine.runtime import kafka, topics
+from vitrine.runtime import kafka, logs, topics
 from vitrine.runtime.embedded import EmbeddedStack
 from vitrine.runtime.redis import connect
 
@@ -81,6 +81,7 @@ def demo(
     """
     options = Options(data, out, users, ads, seed, kafka_url, redis_url, stay=not as_json)
     console = Console(stderr=as_json)
+    logs.setup("warning", "demo")  # the panel says the rest
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         facts = _run(console, options)
