@@ -15,6 +15,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from vitrine.runtime.process import die_with_parent
+
 _TIMEOUT = timedelta(minutes=5)
 
 
@@ -74,6 +76,7 @@ def init(device: str = "auto") -> Group:
         torch.cuda.set_device(place)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
+        die_with_parent()  # torchrun killed with -9 would leave its workers waiting for each other
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
         return Group(dist.get_rank(), dist.get_world_size(), place)
     return Group(0, 1, place)

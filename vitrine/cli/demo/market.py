@@ -29,6 +29,7 @@ class MarketView:
     """
 
     titles: dict[int, str]
+    items: dict[int, str]
     crowds: dict[int, str]
     purchases: list[UserEvent]
     queries: list[Photo]
@@ -38,6 +39,10 @@ class MarketView:
         """An ad's title, or its id."""
         return self.titles.get(ad_id) or f"ad {ad_id}"
 
+    def item(self, item_id: int) -> str:
+        """An item's title, or its id."""
+        return self.items.get(item_id) or f"item {item_id}"
+
     def crowd(self, crowd_id: int) -> str:
         """A crowd's name, or its id."""
         return self.crowds.get(crowd_id) or f"crowd {crowd_id}"
@@ -46,6 +51,7 @@ class MarketView:
 def open_view(folder: Path, seed: int) -> MarketView:
     """Read the view; purchases and test photos come shuffled by `seed`."""
     ads = pq.read_table(folder / "ads.parquet", columns=["ad_id", "item_id", "title"])
+    items = pq.read_table(folder / "items.parquet", columns=["item_id", "title"])
     crowds = pq.read_table(folder / "crowds.parquet", columns=["crowd_id", "name"])
     table = pq.read_table(folder / "images.parquet")
     columns = (table[name].to_pylist() for name in ("item_id", "split", "category", "image"))
@@ -56,6 +62,7 @@ def open_view(folder: Path, seed: int) -> MarketView:
     random = np.random.default_rng(seed)
     return MarketView(
         titles=dict(zip(ads["ad_id"].to_pylist(), ads["title"].to_pylist(), strict=True)),
+        items=dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True)),
         crowds=dict(zip(crowds["crowd_id"].to_pylist(), crowds["name"].to_pylist(), strict=True)),
         purchases=[purchases[i] for i in random.permutation(len(purchases))],
         queries=[queries[i] for i in random.permutation(len(queries))],

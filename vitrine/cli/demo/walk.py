@@ -147,7 +147,7 @@ def _one_event(stage: Stage, seen: Walk, matching: MatchingClient) -> None:
     after = matching.get_matches(user, k=50)
     seen.after = _explained(matching, user, after.ads[:SHOWN].tolist(), before.ads.tolist())
     seen.event = (
-        f"bought {stage.market.ad(event.item.item_id)}; the stored list changed {milliseconds:.1f} ms later"
+        f"bought {stage.market.item(event.item.item_id)}; the stored list changed {milliseconds:.1f} ms later"
     )
     stage.say(f"user {user} {seen.event}")
 
