@@ -21,6 +21,8 @@ from trainers.softmax.train import Config, Learner
 from vitrine.ann.pictures import SIDE
 from vitrine.data.schemas import TABLES
 
+torch.set_num_threads(1)  # as trainers do; two threads that share a core spin
+
 CONFIG = Config(epochs=4, batch=9, dim=8, seed=3)  # batches of odd size: processes get unequal shares
 SHAPES = ("bar", "disc", "frame")
 
