@@ -92,6 +92,8 @@ class Trainer:
         return {
             "loss": loss,
             "examples": len(self.examples.ad),
+            "steps": len(self.batches),
+            "steps_resumed": start,
             "examples_per_s": done / seconds if done else 0.0,
             "bytes_per_example": self.group.bytes_sent / max(done, 1),
         }

@@ -57,7 +57,7 @@ class Checkpoints:
         final = self.folder / f"step-{step:012d}"
         part = self.folder / f".step-{step:012d}.part"
         if self._group.rank == 0:
-            shutil.rmtree(part, ignore_errors=True)
+            self._remove_parts()
             shutil.rmtree(final, ignore_errors=True)
             part.mkdir(parents=True)
             (part / _NOTE).write_text(json.dumps(dict(note)))
@@ -100,7 +100,13 @@ class Checkpoints:
         if self._group.rank == 0:
             for saved in self._all():
                 shutil.rmtree(saved.folder)
+            self._remove_parts()
         self._group.barrier()
+
+    def _remove_parts(self) -> None:
+        """What killed saves have left."""
+        for part in self.folder.glob(".step-*.part"):
+            shutil.rmtree(part)
 
     def _all(self) -> list[Saved]:
         """Whole checkpoints, oldest first."""
