@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,7 +125,10 @@ def _run(console: Console, options: Options) -> dict[str, Any]:
     system = System(folder / "logs", environment)
     stack = EmbeddedStack(kafka_url=options.kafka_url, redis_url=options.redis_url)
     pool = ThreadPoolExecutor(8)
-    try:
+    with ExitStack() as ending:
+        ending.callback(pool.shutdown, wait=True, cancel_futures=True)
+        ending.callback(stack.stop)
+        ending.callback(system.close)
         with Panel(console, ROWS) as panel:
             _make_market(panel, options, market)
             trained = train(system, panel, pool, market, store, namespace, options.seed)
@@ -134,6 +138,7 @@ def _run(console: Console, options: Options) -> dict[str, Any]:
             topics.create(stack.kafka_url, namespace)
             panel.done("stack", stack.notice)
             stage = _stage(console, system, stack, market, namespace, options.seed)
+            ending.callback(stage.producer.close, timeout=5)
             _replay(panel, stage, market)
             _serve(panel, system, trained)
             panel.start("lists")
@@ -151,10 +156,6 @@ def _run(console: Console, options: Options) -> dict[str, Any]:
             while True:
                 time.sleep(3600)
         return facts
-    finally:
-        system.close()
-        stack.stop()
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _make_market(panel: Panel, options: Options, market: Path) -> None:
@@ -271,7 +272,7 @@ def _facts(
 
 def _records(kafka_url: str, topic: str) -> int:
     """Records ever appended to a topic; 0 where it does not exist, as on the in-memory broker before the first."""
-    consumer = KafkaConsumer(**kafka.parse_url(kafka_url).kwargs())
+    consumer = KafkaConsumer(**kafka.parse_url(kafka_url).kwargs(), enable_auto_commit=False)
     try:
         partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
         return sum(consumer.end_offsets(partitions).values()) if partitions else 0
