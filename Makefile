@@ -33,7 +33,7 @@ protos: setup ## Regenerate the gRPC stubs in vitrine/api
 	@$(BIN)/python tools/protos.py
 
 bench: setup ## Every benchmark, one JSON object a line at the end of each
-	@for b in $(notdir $(basename $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)))); do \
+	@for b in $(notdir $(basename $(shell grep -l __main__ benchmarks/*.py))); do \
 	  echo "== $$b"; $(BIN)/python -m benchmarks.$$b --json || exit 1; done
 
 setup: .venv/installed .venv/built
