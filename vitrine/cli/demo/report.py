@@ -12,7 +12,7 @@ import numpy as np
 
 from vitrine.artifacts import Manifest
 from vitrine.cli.demo.market import MarketView, Photo
-from vitrine.cli.demo.show import FACTS, moved
+from vitrine.cli.demo.show import FACTS, moved, written
 from vitrine.cli.demo.walk import Ranked, Walk
 
 mpl.use("Agg")
@@ -41,9 +41,11 @@ th { font-weight: 600; } td.n, th.n { text-align: right; }
 .photos img { border: 4px solid var(--hue); border-radius: 8px; box-sizing: border-box; height: 84px;
   object-fit: cover; width: 84px; }
 .photos .query { margin-right: 16px; }
-.lineage { align-items: center; display: flex; flex-wrap: wrap; gap: 8px; margin: 10px 0; }
-.lineage .box { border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; }
-.lineage small { display: block; opacity: .7; }
+.lineage { list-style: none; margin: 0; padding: 0; }
+.lineage .lineage { border-left: 2px solid var(--line); margin-left: 18px; padding-left: 18px; }
+.lineage .box { border: 1px solid var(--line); border-radius: 8px; margin: 10px 0; padding: 8px 14px; }
+.lineage small { opacity: .7; }
+.figures { display: flex; flex-wrap: wrap; font-size: 13px; gap: 2px 16px; } .figures span { opacity: .85; }
 svg { height: auto; max-width: 100%; }
 """
 
@@ -71,7 +73,7 @@ def write(file: Path, market: MarketView, seen: Walk, facts: dict[str, Any], man
         f"{100 * facts['same_category_by_chance']:.0f}% by chance.</p>",
         _photos(market, seen),
         "<h2>Artifacts</h2>",
-        "<p>What was trained and published, and what it was made from.</p>",
+        "<p>What was trained and published; an artifact hangs below the one that it was made from.</p>",
         _lineage(manifests),
     ]
     file.write_text(
@@ -84,8 +86,7 @@ def write(file: Path, market: MarketView, seen: Walk, facts: dict[str, Any], man
 def _facts(facts: dict[str, Any]) -> str:
     cells = []
     for name, title, unit in FACTS:
-        value = facts[name]
-        text = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
+        text = written(facts[name])
         cells.append(f"<div><b>{text}{'&thinsp;' + unit if unit else ''}</b>{escape(title)}</div>")
     return f"<div class=facts>{''.join(cells)}</div>"
 
@@ -154,16 +155,30 @@ def _photos(market: MarketView, seen: Walk) -> str:
 
 
 def _lineage(manifests: Sequence[Manifest]) -> str:
-    rows = []
-    for manifest in sorted(manifests, key=lambda m: m.version):
-        parents = "".join(
-            f"<div class=box>{escape(n)}<small>{escape(v)}</small></div>" for n, v in manifest.parents.items()
-        )
-        megabytes = sum(f["size"] for f in manifest.files.values()) / 1e6
-        figures = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in manifest.metrics.items()]
-        arrow = "<span>→</span>" if parents else ""
-        rows.append(
-            f"<div class=lineage>{parents}{arrow}<div class=box><b>{escape(manifest.name)}</b> {megabytes:.1f} MB"
-            f"<small>{escape(manifest.version)}</small><small>{escape(', '.join(figures))}</small></div></div>"
-        )
-    return "".join(rows)
+    """A tree: what was made from an artifact hangs below it."""
+
+    def grow(parent: Manifest | None) -> str:
+        below = [m for m in manifests if _parent(m, manifests) is parent]
+        boxes = (f"<li><div class=box>{_artifact(m)}</div>{grow(m)}</li>" for m in below)
+        return f"<ul class=lineage>{''.join(boxes)}</ul>" if below else ""
+
+    return grow(None)
+
+
+def _parent(manifest: Manifest, manifests: Sequence[Manifest]) -> Manifest | None:
+    return next((m for m in manifests if manifest.parents.get(m.name) == m.version), None)
+
+
+def _artifact(manifest: Manifest) -> str:
+    megabytes = sum(f["size"] for f in manifest.files.values()) / 1e6
+    figures = "".join(
+        f"<span>{escape(k.replace('_', ' '))} <b>{_short(v)}</b></span>" for k, v in manifest.metrics.items()
+    )
+    title = f"<b>{escape(manifest.name)}</b> {megabytes:.1f} MB <small>version {escape(manifest.version)}</small>"
+    return f"{title}<div class=figures>{figures}</div>"
+
+
+def _short(value: float | int | str) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else escape(value)

@@ -32,6 +32,11 @@ FACTS = [
 ]
 
 
+def written(value: float | int) -> str:
+    """A figure for people: thousands apart, three digits after the point."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
 def moved(ad: Ranked, rank: int) -> str:
     """How an ad came to its rank: new, risen by n, fallen by n, or nothing."""
     if ad.was is None:
@@ -69,7 +74,7 @@ def table(console: Console, facts: dict[str, Any], seen: Walk) -> None:
     rows.add_column("figure", justify="right")
     for name, title, unit in FACTS:
         value = facts[name]
-        text = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
+        text = written(value)
         if name == "lists_changed_by_event":
             text = f"{value} of {facts['lists_compared']}"
         if name == "score_ms_p50":
