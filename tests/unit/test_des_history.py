@@ -40,7 +40,7 @@ def _folded(market: Market, half_life_ms: int):
     before = []
     for event in user_events(market.path("events")):
         user = states.setdefault(event.user_id, state.UserState(event.user_id))
-        if event.WhichOneof("kind") == "item" and event.item.action == 2 and user.items | user.crowds:
+        if event.WhichOneof("kind") == "item" and user.items | user.crowds:
             before.append((event.user_id, event.item.item_id, *state.features(user)))
         state.fold(user, event, LATER_MS, 0, table)
     return before, {user_id: state.features(s) for user_id, s in states.items()}
@@ -95,6 +95,7 @@ def test_a_click_labels_the_impression_before_it_and_counts_once(tmp_path):
         (0, "click", 1, 1),  # no impression is left for it
         (0, "impression", 1, 0),
         (0, "view", -1, -1),
+        (0, "view", 2, 1),
         (0, "purchase", 3, 1),
         (0, "purchase", -1, -1),  # nobody advertises what was bought
         (1, "click", 1, 1),  # the impression was another user's

@@ -1,7 +1,7 @@
 """Training examples: a user's features as they were, an ad, and whether it was clicked or bought.
 
-Impressions are examples with the label that their click gives them; a purchase is an example of label 1 for the
-ad of the item bought, and so is a click without an impression. Negatives that nobody was shown are drawn while
+Impressions are examples with the label that their click gives them; a purchase or a view is an example of label 1
+for an ad of its item, and so is a click without an impression. Negatives that nobody was shown are drawn while
 training (`trainers/des/batches.py`). Every process builds all examples; they depend on market and seed alone.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trainers.des import history
 from trainers.des.history import Bags
-from trainers.des.inputs import CLICK, IMPRESSION, JOIN, LEAVE, PURCHASE, Inputs, Rows
+from trainers.des.inputs import CLICK, IMPRESSION, JOIN, LEAVE, PURCHASE, VIEW, Inputs, Rows
 from vitrine.data.schemas import DataError
 from vitrine.features import ad_features, feature_keys
 from vitrine.matching.state import CLICK_WEIGHT, PURCHASE_WEIGHT, VIEW_WEIGHT
@@ -22,6 +22,11 @@ from vitrine.matching.state import CLICK_WEIGHT, PURCHASE_WEIGHT, VIEW_WEIGHT
 # By kind of event: what it does to the state, and with which weight.
 _OP = np.array([history.ACT, history.ACT, history.JOIN, history.LEAVE, history.NOTHING, history.ACT], np.int8)
 _WEIGHT = np.array([VIEW_WEIGHT, PURCHASE_WEIGHT, 0.0, 0.0, 0.0, CLICK_WEIGHT])
+
+
+# What a view, and an impression without a click, count as examples: measured on the simulator (docs/ctr.md).
+VIEWED = 0.5
+SHOWN = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +37,9 @@ class Examples:
     user_rows:  (*,) int64 ascending: the rows that a user's features can name
     bags:       features: one bag an example, one a held-out user, one an ad
     ads:        (A,) uint64 ascending
-    ad, label:  (E,) int32 ordinal of the ad; float32, 1 for a click or purchase, 0 for an impression without one
-    weight:     (E,) float32 of mean 1: how much an example counts (see `recency`)
-    popularity: (A,) float64, share of the examples of label 1 that name the ad
+    ad, label:  (E,) int32 ordinal of the ad; float32, 0 for an impression without a click, else 1
+    weight:     (E,) float32 of mean 1: how much an example counts, by kind and by recency
+    popularity: (A,) float64, share of clicks and purchases that name the ad
     held_ad, held_against: (H,) int32: a held-out user's ad, and one drawn by popularity to rank it against
     held_overlap: (2, H) float64: share of the crowds of either that the user has
     """
@@ -71,8 +76,8 @@ def build(inputs: Inputs, half_life_ms: int, seed: int, backward: float = 0.0) -
     forward = _events(inputs)
     label = labels(rows)
     before, at, after = _stated(inputs, forward, label >= 0, half_life_ms)
-    ad, weight = rows.ad[at], recency(rows.user[at], at)
-    positives = np.bincount(ad[label[at] > 0], minlength=len(inputs.ads))
+    ad, weight = rows.ad[at], recency(rows.user[at], at) * _kind_weight(rows.kind[at], label[at])
+    positives = np.bincount(ad[(label[at] > 0) & (rows.kind[at] != VIEW)], minlength=len(inputs.ads))
     if not positives.any():
         raise DataError(["events.parquet: no user clicks or buys anything advertised after a first event"])
     popularity = positives / positives.sum()
@@ -119,6 +124,11 @@ def _stated(
     return before.take(stated), at[stated], after
 
 
+def _kind_weight(kind: NDArray[np.integer], label: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(E,) how much an example counts by what it is, against a click or a purchase."""
+    return np.where(kind == VIEW, VIEWED, np.where(label == 0, SHOWN, 1.0))
+
+
 def recency(user: NDArray[np.integer], at: NDArray[np.integer]) -> NDArray[np.float32]:
     """(E,) weights of mean 1: a user's n-th last example counts 1/n of the last.
 
@@ -135,13 +145,13 @@ def recency(user: NDArray[np.integer], at: NDArray[np.integer]) -> NDArray[np.fl
 
 
 def labels(rows: Rows) -> NDArray[np.int8]:
-    """(N,) 1 for what was clicked or bought, 0 for an impression without a click, -1 for what is no example.
+    """(N,) 1 for what was clicked, viewed or bought, 0 for an impression without a click, -1 for no example.
 
     A click belongs to its user's latest impression of the ad before it, if no other click does, and is then no
     example of its own.
     """
     label = np.where(rows.kind == IMPRESSION, 0, -1).astype(np.int8)
-    label[(rows.kind == CLICK) | (rows.kind == PURCHASE)] = 1
+    label[(rows.kind == CLICK) | (rows.kind == PURCHASE) | (rows.kind == VIEW)] = 1
     label[rows.ad < 0] = -1
     shown = np.flatnonzero(((rows.kind == IMPRESSION) | (rows.kind == CLICK)) & (rows.ad >= 0))
     shown = shown[np.lexsort((shown, rows.ad[shown], rows.user[shown]))]
@@ -180,7 +190,8 @@ def _overlap(users: Bags, inputs: Inputs, ads: NDArray[np.integer]) -> NDArray[n
     taken, at = history.ragged(indptr, ads)
     counts = np.diff(taken)
     width = len(inputs.items) + len(inputs.crowds)
-    has = np.repeat(np.arange(len(users)), np.diff(users.indptr)) * width + users.ids
+    has = np.sort(np.repeat(np.arange(len(users)), np.diff(users.indptr)) * width + users.ids)
     wanted = np.repeat(np.arange(len(ads)), counts) * width + crowds[at] + len(inputs.items)
-    hits = np.bincount(np.repeat(np.arange(len(ads)), counts)[np.isin(wanted, has)], minlength=len(ads))
+    found = np.searchsorted(has, wanted, side="right") > np.searchsorted(has, wanted, side="left")
+    hits = np.bincount(np.repeat(np.arange(len(ads)), counts)[found], minlength=len(ads))
     return hits / np.maximum(counts, 1)

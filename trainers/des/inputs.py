@@ -25,7 +25,7 @@ class Rows:
 
     user: (N,) ordinal into `Inputs.users`; kind: (N,) number into KINDS; time_ms: (N,) int64
     item: (N,) the item acted on: that of a view or purchase, and that which a clicked or shown ad advertises
-    crowd: (N,) the crowd joined or left; ad: (N,) the ad shown or clicked, or one for the item bought
+    crowd: (N,) the crowd joined or left; ad: (N,) the ad shown or clicked, or one for the item viewed or bought
     """
 
     user: NDArray[np.int64]
@@ -97,7 +97,7 @@ def read(market: Market) -> Inputs:
             for ids, column in ((items, "item_id"), (crowds, "crowd_id"), (ads, "ad_id"))
         )
         item = np.where((kind == CLICK) | (kind == IMPRESSION), np.where(ad >= 0, item_of[ad], -1), item)
-        ad = np.where(kind == PURCHASE, ad_of_item[item], ad)
+        ad = np.where((kind == PURCHASE) | (kind == VIEW), ad_of_item[item], ad)
         time_ms = table["time_ms"].to_numpy()[order]
         return Rows(user[order], kind, time_ms, *(a.astype(np.int32) for a in (item, crowd, ad)))
 
