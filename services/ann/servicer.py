@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter, Histogram
 
-from services.ann.loading import Loader, Served
+from services.ann.loading import Served
 from vitrine.ann import index, pictures
 from vitrine.ann.index import Hits
 from vitrine.api.ann.v1 import ann_pb2, ann_pb2_grpc
 from vitrine.errors import FieldError, NotFoundError
 from vitrine.runtime import metrics
+from vitrine.runtime.follow import Followed
 
 MAX_QUERIES = 256
 _DECODERS = 4  # pictures decoded at a time: a large PNG takes up to 128 MB meanwhile
@@ -30,13 +31,13 @@ queries_total = Counter("vitrine_ann_queries_total", "Queries answered.", ("kind
 
 
 class AnnServicer(ann_pb2_grpc.AnnServiceServicer):
-    """Search and Stats over what the loader serves.
+    """Search and Stats over the index being served.
 
     threads: that one scan may use
     """
 
-    def __init__(self, loader: Loader, *, threads: int = 1) -> None:
-        self._loader = loader
+    def __init__(self, followed: Followed[Served], *, threads: int = 1) -> None:
+        self._followed = followed
         self._threads = threads
         self._decoders = threading.BoundedSemaphore(_DECODERS)
 
@@ -75,7 +76,7 @@ class AnnServicer(ann_pb2_grpc.AnnServiceServicer):
     def _served(self, name: str) -> Served:
         if name not in ("", index.KIND):
             raise NotFoundError(f"index: there is no {name[:100]!r}; leave it empty for {index.KIND!r}")
-        return self._loader.current
+        return self._followed.current
 
     def _encoded(self, served: Served, picture: bytes, stages: "_Stages") -> NDArray[np.float32]:
         if served.encoder is None:

@@ -4,23 +4,24 @@ import grpc
 import numpy as np
 from prometheus_client import Counter
 
-from services.ctr.loading import Loader
+from services.ctr.loading import Served
 from vitrine.api.ctr.v1 import ctr_pb2, ctr_pb2_grpc
 from vitrine.ctr import scorer
 from vitrine.runtime import metrics
+from vitrine.runtime.follow import Followed
 
 scored = Counter("vitrine_ctr_candidates_total", "Candidates scored.", registry=metrics.REGISTRY)
 unknown = Counter("vitrine_ctr_unknown_ads_total", "Candidates unknown to the model.", registry=metrics.REGISTRY)
 
 
 class CtrServicer(ctr_pb2_grpc.CtrServiceServicer):
-    """Score over what the loader serves."""
+    """Score with the model being served."""
 
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
+    def __init__(self, followed: Followed[Served]) -> None:
+        self._followed = followed
 
     def Score(self, request: ctr_pb2.ScoreRequest, context: grpc.ServicerContext) -> ctr_pb2.ScoreResponse:  # noqa: N802
-        served = self._loader.current
+        served = self._followed.current
         keys, weights, ads = request.context.keys, request.context.weights, request.ad_ids
         scorer.check_sizes(len(keys), len(weights), len(ads))
         pctrs, unknown_ads = served.scorer.score(

@@ -95,7 +95,7 @@ def test_it_serves_once_an_index_is_published_and_not_before(running):
         with pytest.raises(grpc.RpcError) as refused:
             ann_pb2_grpc.AnnServiceStub(channel).Search(ann_pb2.SearchRequest(vectors=ONE, k=5), timeout=10)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "publish one" in refused.value.details()
+        assert "vitrine train bdg" in refused.value.details()
     version = running.publish(0)
     running.service.wait_serving()
     stats = running.client.stats()
@@ -253,7 +253,7 @@ def flip_a_bit(store: ArtifactStore, version: str) -> None:
 def test_a_bad_version_is_refused_and_the_old_one_serves_on(serving):
     def refused(count: int) -> None:
         wait_for(
-            lambda: serving.service.metric("vitrine_ann_refused_versions_total") == count, 20, serving.service.said
+            lambda: serving.service.metric("vitrine_artifact_refused_total") == count, 20, serving.service.said
         )
         wait_for(lambda: serving.service.metric("vitrine_degraded") == 1, 10)
         assert serving.client.search(unit_vectors(1, 1, DIM), k=5).version == serving.versions[0]

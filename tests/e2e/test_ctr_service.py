@@ -101,7 +101,7 @@ def test_it_serves_once_a_model_is_there_and_scores_as_the_plain_machine(ctr: Ct
     with pytest.raises(grpc.RpcError) as caught:
         ctr.score()
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert "trainers/des" in caught.value.details()
+    assert "vitrine train des" in caught.value.details()
 
     version = ctr.publish(0)
     wait_for(ctr.serving)
