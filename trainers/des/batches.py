@@ -35,6 +35,10 @@ class Batches:
     def __len__(self) -> int:
         return self.per_epoch * self._epochs
 
+    def size(self, step: int) -> int:
+        """Number of examples of a step; an epoch's last may be shorter."""
+        return min(self._batch, self._n - step % self.per_epoch * self._batch)
+
     def __getitem__(self, step: int) -> Batch:
         """The global batch of a step, whichever steps were read before."""
         epoch, i = divmod(step, self.per_epoch)

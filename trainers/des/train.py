@@ -16,7 +16,7 @@ from trainers.des.batches import Batches
 from trainers.des.evaluate import held_out_auc
 from trainers.des.examples import Examples
 from trainers.des.objective import Labels, loss_and_gradient
-from trainers.des.operators import Puller, row_gradient, sums
+from trainers.des.operators import Pulled, Puller, row_gradient, sums
 from trainers.des.table import Shard, Table
 from trainers.runtime.checkpoint import Checkpoints, Saved
 from trainers.runtime.dist import Group
@@ -28,7 +28,7 @@ class Config:
     """What the weights depend on, beside the examples; docs/ctr.md has the measurements behind the defaults."""
 
     model: Literal["fm", "lr"] = "fm"
-    dim: int = 64
+    dim: int = 48
     epochs: int = 4
     batch: int = 512
     pool: int = 256
@@ -37,6 +37,15 @@ class Config:
     init_scale: float = 0.02
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Step `number`'s batch: this process's part of its features, and all labels."""
+
+    number: int
+    rows: Pulled
+    labels: Labels
 
 
 class Trainer:
@@ -50,6 +59,7 @@ class Trainer:
         self.table = Table(examples.keys, shard, dim, config.seed, config.init_scale, self.dtype, group.device)
         self.own = examples.bags.within(shard.start, shard.stop)
         self.pull = Puller(shard.stop - shard.start, self.dtype, group.device)
+        self._ahead: Prepared | None = None
         self.bias = torch.zeros(2, dtype=self.dtype, device=group.device)  # value, Adagrad's sum
         self.batches = Batches(
             len(examples.ad), examples.popularity, config.batch, config.pool, config.epochs, config.seed
@@ -57,20 +67,25 @@ class Trainer:
 
     def step(self, number: int) -> float:
         """One global step on all processes; the batch's loss."""
-        batch = self.batches[number]
-        e = self.examples
-        bags = np.concatenate([batch.examples, e.ad_bags(e.ad[batch.examples]), e.ad_bags(batch.pool)])
-        pulled = self.pull(self.own.take(bags))
-        values = self.table.values[pulled.rows]
-        total = self.group.all_reduce(sums(values, pulled))
-        labels = Labels(
-            self._tensor(e.label[batch.examples]), self._tensor(e.weight[batch.examples]), self.config.negatives
-        )
-        loss, grad, grad_bias = loss_and_gradient(total, self.bias[0], labels)
-        self.table.adagrad(pulled.rows, values, row_gradient(values, pulled, grad), self.config.lr)
+        batch = self._ahead if self._ahead is not None and self._ahead.number == number else self._prepare(number)
+        values = self.table.values[batch.rows.rows]
+        total = sums(values, batch.rows)
+        self._ahead = self.group.all_reduce_during(total, lambda: self._prepare(number + 1))
+        loss, grad, grad_bias = loss_and_gradient(total, self.bias[0], batch.labels)
+        self.table.adagrad(batch.rows.rows, values, row_gradient(values, batch.rows, grad), self.config.lr)
         self.bias[1] += grad_bias**2
         self.bias[0] -= self.config.lr * grad_bias / (self.bias[1].sqrt() + 1e-10)
         return float(loss)
+
+    def _prepare(self, number: int) -> Prepared | None:
+        """A step's batch, as far as it does not depend on weights; None past the last step."""
+        if number >= len(self.batches):
+            return None
+        e, batch = self.examples, self.batches[number]
+        bags = np.concatenate([batch.examples, e.ad_bags(e.ad[batch.examples]), e.ad_bags(batch.pool)])
+        label, weight = self._tensor(e.label[batch.examples]), self._tensor(e.weight[batch.examples])
+        rows = self.pull(self.own.take(bags))
+        return Prepared(number, rows, Labels(label, weight, self.config.negatives))
 
     def run(self, checkpoints: Checkpoints, every: int, progress: Progress) -> dict[str, float]:
         """All steps that are left, with a checkpoint every `every` steps and at the end; the job's metrics."""
@@ -81,7 +96,7 @@ class Trainer:
             loss += (self.step(number) - loss) / min(number + 1, 50)  # a running mean of the last steps
             if not math.isfinite(loss):
                 raise FloatingPointError(f"step {number}: the loss is not finite; lower --lr, now {self.config.lr}")
-            done += len(self.batches[number].examples)
+            done += self.batches.size(number)
             if (number + 1) % self.batches.per_epoch == 0:
                 auc = held_out_auc(self)
             last = number + 1 == len(self.batches)

@@ -7,15 +7,18 @@ below return their input. Backends are gloo on CPUs and NCCL on GPUs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from vitrine.runtime.process import die_with_parent
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=5)
 
@@ -37,10 +40,18 @@ class Group:
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum `tensor` over all processes, in place; returns it."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-            self.bytes_sent += 2 * (self.world - 1) / self.world * tensor.numel() * tensor.element_size()
+        self.all_reduce_during(tensor, lambda: None)
         return tensor
+
+    def all_reduce_during(self, tensor: torch.Tensor, work: Callable[[], T]) -> T:
+        """Sum `tensor` over all processes, in place, while `work` runs, which must not touch it; work's result."""
+        if self.world == 1:
+            return work()
+        under_way = dist.all_reduce(tensor, async_op=True)
+        done = work()
+        under_way.wait()
+        self.bytes_sent += 2 * (self.world - 1) / self.world * tensor.numel() * tensor.element_size()
+        return done
 
     def broadcast(self, text: str) -> str:
         """Rank 0's `text`, on every process."""
