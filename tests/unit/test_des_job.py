@@ -1,5 +1,6 @@
 """The job as a program: killed and resumed, on other processes too, published, and what it says to bad input."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from des_kit import write_market
 
@@ -156,6 +158,28 @@ def test_an_interrupt_ends_the_run_without_a_traceback(market, tmp_path):
         process.wait()
     assert process.returncode == 130
     assert "Traceback" not in stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_a_killed_torchrun_takes_its_workers_along(market, tmp_path):
+    command = _command(market, tmp_path, "--work", str(tmp_path / "work"), "--epochs", "2000", processes=2)
+    torchrun = subprocess.Popen(command, cwd=ROOT, env=_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    workers = []
+    try:
+        while not _checkpoints(tmp_path / "work"):
+            assert torchrun.poll() is None
+            time.sleep(0.01)
+        workers = psutil.Process(torchrun.pid).children(recursive=True)
+        assert len(workers) >= 2
+        torchrun.kill()
+        torchrun.wait()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        assert alive == []
+    finally:
+        for process in (torchrun, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        torchrun.wait()
 
 
 def test_a_folder_that_is_no_market_is_refused_by_file(tmp_path):
