@@ -415,7 +415,9 @@ def test_a_dead_letter_says_where_it_came_from_and_is_one_key(kafka: EmbeddedSta
     out = producer(kafka.kafka_url)
     letters = DeadLetters(out, name)
     for _ in range(2):
-        letters.send("user-events", 3, 17, 1_700_000_000_000, b"42", b"\xff" * 100_000, "not a UserEvent")
+        letters.send(
+            "user-events", 3, 17, 1_700_000_000_000, b"4" * 3_000_000, b"\xff" * 100_000, "not a UserEvent"
+        )
     out.close()
     consumer = KafkaConsumer(**parse_url(kafka.kafka_url).kwargs(), auto_offset_reset="none")
     try:
@@ -429,7 +431,7 @@ def test_a_dead_letter_says_where_it_came_from_and_is_one_key(kafka: EmbeddedSta
     assert {record.key for record in records} == {b"user-events/3/17"}
     letter = events_pb2.DeadLetter.FromString(records[0].value or b"")
     assert (letter.topic, letter.partition, letter.offset) == ("user-events", 3, 17)
-    assert (letter.key, letter.value, letter.reason) == (b"42", b"\xff" * 65_536, "not a UserEvent")
+    assert (letter.key, letter.value, letter.reason) == (b"4" * 65_536, b"\xff" * 65_536, "not a UserEvent")
     assert letter.append_time_ms == 1_700_000_000_000
 
 

@@ -19,7 +19,8 @@ from vitrine.errors import FieldError, NotFoundError, UnavailableError
 
 # Back to a restarted broker within a second; kafka-python's default waits up to thirty.
 _RECONNECT_MAX_MS = 1_000
-_DEAD_LETTER_VALUE_BYTES = 64 * 1024
+# Of a key, and of a value: a letter must fit wherever its record did, compressed as that may have been.
+_DEAD_LETTER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +190,8 @@ class DeadLetters:
             partition=partition,
             offset=offset,
             append_time_ms=append_time_ms,
-            key=key or b"",
-            value=(value or b"")[:_DEAD_LETTER_VALUE_BYTES],
+            key=(key or b"")[:_DEAD_LETTER_BYTES],
+            value=(value or b"")[:_DEAD_LETTER_BYTES],
             reason=reason,
         )
         try:

@@ -298,7 +298,7 @@ class DeadLetter(_message.Message):
     append_time_ms: _builtins.int
     """Broker's append time of the record, milliseconds since 1970 UTC."""
     key: _builtins.bytes
-    """Key of the record."""
+    """Key of the record, at most 64 KiB of it."""
     value: _builtins.bytes
     """Value of the record, at most 64 KiB of it."""
     reason: _builtins.str
