@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matching_kit import START_MS, LogRecord, MemoryStore, random_event, replay, small_matcher
 
 from vitrine.matching.match import Matcher
-from vitrine.matching.owner import ClusterMismatchError, ForeignStateError, Owner, Record
+from vitrine.matching.owner import ClusterMismatchError, ForeignStateError, Owner, PartitionsError, Record
 from vitrine.matching.store import BucketWrite
 from vitrine.placement import bucket_of, murmur2
 
@@ -256,6 +256,19 @@ def test_watermarks_of_another_kafka_cluster_are_refused_with_the_way_out():
     owned(store, cluster="k1").batch(sent(1)[0])
     with pytest.raises(ClusterMismatchError, match="fresh VITRINE_NAMESPACE"):
         owned(store, cluster="k2")
+
+
+@pytest.mark.parametrize("partitions", [0, 3, 2048])
+def test_partitions_that_would_split_buckets_are_refused_with_the_way_out(partitions):
+    with pytest.raises(PartitionsError, match="fresh VITRINE_NAMESPACE"):
+        owned(MemoryStore(), partitions=partitions)
+
+
+def test_a_partition_added_to_a_running_topic_is_refused_before_it_shares_buckets():
+    owner = owned(MemoryStore())
+    with pytest.raises(PartitionsError, match=f"got a partition {PARTITIONS} "):
+        owner.assigned([PARTITIONS])
+    assert owner.partitions == list(range(PARTITIONS))
 
 
 def test_a_state_of_a_newer_schema_is_never_overwritten():

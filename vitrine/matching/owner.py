@@ -40,6 +40,10 @@ class ClusterMismatchError(RuntimeError):
     """Buckets hold offsets of another Kafka cluster."""
 
 
+class PartitionsError(ValueError):
+    """The partitions of `user-events` are not ones that buckets lie whole in, or not those of the start."""
+
+
 class ForeignStateError(RuntimeError):
     """A bucket holds a state that this process cannot read, and must not overwrite."""
 
@@ -82,7 +86,7 @@ class Owner:
     is skipped, so that a batch may be given again. Every method may raise UnavailableError: forget everything
     (`revoked`), and ask `assigned` again later.
 
-    partitions: of `user-events`, a power of two
+    partitions: of `user-events`, a power of two; PartitionsError where it is none
     failpoint:  called with a name at the places where tests kill the process
     """
 
@@ -96,6 +100,11 @@ class Owner:
         partitions: int,
         failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
+        if not 1 <= partitions <= placement.BUCKETS or partitions & (partitions - 1):
+            raise PartitionsError(
+                f"user-events has {partitions} partitions, not a power of two up to {placement.BUCKETS}: events would"
+                " miss their buckets. Way out: a fresh VITRINE_NAMESPACE, and `vitrine topics create`"
+            )
         self._store = store
         self._matcher = matcher
         self._dead_letter = dead_letter
@@ -113,9 +122,15 @@ class Owner:
     def assigned(self, partitions: Iterable[int]) -> dict[int, int]:
         """Takes partitions over: reads their buckets' watermarks and returns where reading must start.
 
-        Raises ClusterMismatchError where a watermark is of another Kafka cluster.
+        Raises ClusterMismatchError where a watermark is of another Kafka cluster, PartitionsError for a partition
+        that was added since the start.
         """
         for partition in partitions:
+            if partition >= self._partitions:
+                raise PartitionsError(
+                    f"user-events has got a partition {partition} beside its {self._partitions}: keys now go elsewhere"
+                    " than their history. Way out: a fresh VITRINE_NAMESPACE, and the events replayed into it"
+                )
             buckets = self._buckets(partition)
             self._load(buckets)
             self._positions[partition] = min(self._marks[bucket].events for bucket in buckets)
