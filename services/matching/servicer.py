@@ -7,6 +7,7 @@ from collections.abc import Callable
 import grpc
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter
+from redis.exceptions import ResponseError
 
 from vitrine.api.events.v1 import events_pb2
 from vitrine.api.matching.v1 import matching_pb2, matching_pb2_grpc
@@ -83,8 +84,8 @@ class StoreWatch:
             try:
                 self._ping()
                 self.lost = None
-            except UnavailableError as error:
-                self.lost = str(error)
+            except Exception as error:  # whatever answers there, it is not Redis
+                self.lost = str(error) or repr(error)
             self._closed.wait(self._interval_s)
 
 
@@ -188,6 +189,9 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
         except UnavailableError as error:
             self._watch.lost = str(error)
             return None, matching_pb2.SOURCE_FALLBACK_STORE_LOST
+        except ResponseError as error:
+            _log.error("a stored list cannot be read", user_id=user_id, reason=str(error))
+            return None, matching_pb2.SOURCE_FALLBACK_NO_LIST
         if held is None:
             return None, matching_pb2.SOURCE_FALLBACK_NO_LIST
         try:

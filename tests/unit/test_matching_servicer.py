@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from matching_kit import START_MS, small_matcher
+from redis.exceptions import InvalidResponse, ResponseError
 
 from services.matching import failpoint
 from services.matching.servicer import MatchingServicer, PausedAds, StoreWatch
@@ -27,6 +28,7 @@ class FakeStore:
         self.state: bytes | None = None
         self.stored: bytes | None = None
         self.away = False
+        self.error: Exception = UnavailableError("away")
         self.reads = 0
 
     def hold(self, items: int = 3) -> record.StoredList:
@@ -40,7 +42,7 @@ class FakeStore:
     def read_list(self, user_id: int) -> bytes | None:
         self.reads += 1
         if self.away:
-            raise UnavailableError("away")
+            raise self.error
         return self.stored
 
     def read_user(self, user_id: int) -> tuple[bytes | None, bytes | None]:
@@ -48,7 +50,7 @@ class FakeStore:
 
     def ping(self) -> None:
         if self.away:
-            raise UnavailableError("away")
+            raise self.error
 
 
 class StillWatch:
@@ -129,9 +131,11 @@ def test_a_store_that_does_not_answer_is_not_asked_again_until_the_watch_says_so
     assert served.matches().source == pb.SOURCE_STORED
 
 
-def test_the_watch_sees_redis_go_and_come_back():
+@pytest.mark.parametrize("error", [UnavailableError("away"), InvalidResponse("HTTP/1.1 400")])
+def test_the_watch_sees_redis_go_and_come_back(error):
     seen = threading.Event()
     store = FakeStore()
+    store.error = error
 
     def ping() -> None:
         seen.set()
@@ -153,6 +157,9 @@ def test_a_record_that_someone_else_wrote_is_no_list():
     served = Served()
     served.store.stored = b"someone else's"
     assert served.matches().source == pb.SOURCE_FALLBACK_NO_LIST
+    served.store.away, served.store.error = True, ResponseError("WRONGTYPE")
+    assert served.matches().source == pb.SOURCE_FALLBACK_NO_LIST
+    assert served.watch.lost is None, "it is one user's list that is spoilt"
 
 
 @pytest.mark.parametrize(("user_id", "k", "field"), [(USER, 0, "k"), (USER, 100_000, "k"), (0, 1, "user_id")])
