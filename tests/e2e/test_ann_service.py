@@ -293,6 +293,9 @@ def test_a_bad_version_is_refused_and_the_old_one_serves_on(serving):
     publish("pickle", lambda folder: np.save(folder / "ids.npy", np.array([{}]), allow_pickle=True))
     refused(count := count + 1)
 
+    serving.store.set_ref("binary-index", serving.versions[0])  # rolled back to what is served on
+    wait_for(lambda: serving.service.metric("vitrine_degraded") == 0, 10)
+    assert serving.service.serving()
     good = serving.publish(7)
     serving.wait_for_version(good)
     wait_for(lambda: serving.service.metric("vitrine_degraded") == 0, 10)

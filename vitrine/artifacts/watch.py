@@ -24,8 +24,8 @@ class Watcher:
     A refused version is tried again only when the ref has changed in between. A store that cannot be reached, and
     a version not (yet) there, are tried again at the next poll. The first poll is immediate.
 
-    Attributes: `current`, the version loaded last; `refusals`, their count; `last_contact`, monotonic seconds of
-    the last time the store answered.
+    Attributes: `current`, the version loaded last; `refused`, the one that the ref names where it was refused, else
+    None; `refusals`, their count; `last_contact`, monotonic seconds of the last time the store answered.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Watcher:
         self._ref = ref
         self._interval_s = interval_s
         self._on_refused = on_refused
-        self._refused: str | None = None  # the version refused since the ref last changed
+        self.refused: str | None = None
         self._settled = False  # whether the refused version is not to be tried again
         self._trouble = ""
         self._poll_lock = threading.Lock()
@@ -92,8 +92,8 @@ class Watcher:
             self._report(f"{self._name}: cannot read what {self._ref!r} names: {error}")
             return
         self.last_contact = time.monotonic()
-        if version != self._refused:
-            self._refused, self._settled = None, False
+        if version != self.refused:
+            self.refused, self._settled = None, False
         if version == self.current or self._settled:
             self._report("")
             return
@@ -110,7 +110,7 @@ class Watcher:
             reason = str(error) if isinstance(error, ArtifactError) else f"{type(error).__name__}: {error}"
             self._refuse(version, reason, settled=fetched or not isinstance(error, MissingArtifactError))
         else:
-            self.current, self._refused = version, None
+            self.current, self.refused = version, None
             self._report("")
             log.info("%s: %s is loaded", self._name, version)
 
@@ -122,9 +122,9 @@ class Watcher:
 
     def _refuse(self, version: str, reason: str, *, settled: bool) -> None:
         self._settled = settled
-        if self._refused == version:
+        if self.refused == version:
             return
-        self._refused = version
+        self.refused = version
         self.refusals += 1
         log.error("%s %s is refused, %s stays: %s", self._name, version, self.current or "nothing", reason)
         if self._on_refused is not None:

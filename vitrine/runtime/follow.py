@@ -66,7 +66,7 @@ class Followed(Generic[Served]):
     ) -> None:
         self.name = name
         self._trainer = trainer
-        self.refusal: str | None = None
+        self._refusal = ""
         self._served: Served | None = None
         self._load = load
         self._watcher = Watcher(
@@ -87,6 +87,11 @@ class Followed(Generic[Served]):
         return self._served
 
     @property
+    def refusal(self) -> str | None:
+        """Why the version that the ref names is not served; None where it is."""
+        return self._refusal if self._watcher.refused else None
+
+    @property
     def why_not_ready(self) -> str | None:
         """None once a version is served."""
         if self._served is not None:
@@ -99,9 +104,8 @@ class Followed(Generic[Served]):
 
     def _swap(self, artifact: LocalArtifact) -> None:
         self._served = self._load(artifact)
-        self.refusal = None
         metrics.artifact_served(self.name, artifact.manifest.version)
 
     def _note_refusal(self, version: str, reason: str) -> None:
-        self.refusal = f"{self.name} {version} is refused: {reason}"
+        self._refusal = f"{self.name} {version} is refused: {reason}"
         refused.labels(self.name).inc()
