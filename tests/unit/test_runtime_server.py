@@ -114,6 +114,17 @@ def test_calls_show_on_the_metrics_page_under_the_namespace(ctr, server):
     assert server.sample("vitrine_serving", namespace="eu") == 1
 
 
+def test_bytes_that_are_no_message_are_refused_and_counted_like_any_bad_request(ctr, server):
+    labels = {"grpc_service": SERVICE, "grpc_method": "Score", "grpc_code": "INVALID_ARGUMENT", "namespace": "eu"}
+    bad = server.sample("grpc_server_handled_total", **labels)
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary(f"/{SERVICE}/Score")(b"\xff" * 40, timeout=10)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "ScoreRequest" in error.value.details()
+    eventually(lambda: server.sample("grpc_server_handled_total", **labels) == bad + 1)
+    assert list(score(ctr, 2).pctrs) == [0.5], "the server serves on"
+
+
 def test_reflection_is_off_unless_asked_for(server):
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as error:
         ProtoReflectionDescriptorDatabase(channel).get_services()

@@ -17,10 +17,12 @@ from types import FrameType
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from vitrine.errors import FieldError
 from vitrine.runtime import errors, logs, metrics
 from vitrine.runtime.health import Check, Health
 from vitrine.runtime.settings import Settings
@@ -216,19 +218,21 @@ class _CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         if handler is None or handler.unary_unary is None:
             return handler  # unknown, or a stream: health's Watch and reflection
         wrapped = grpc.unary_unary_rpc_method_handler(
-            self._around(handler.unary_unary, details.method),
-            request_deserializer=handler.request_deserializer,
+            self._around(handler.unary_unary, handler.request_deserializer, details.method),
+            request_deserializer=None,  # in `_around`, so that what is no message is refused and counted like the rest
             response_serializer=handler.response_serializer,
         )
         self._wrapped[details.method] = wrapped
         return wrapped
 
-    def _around(self, behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Any]:
+    def _around(
+        self, behaviour: Callable[[Any, Any], Any], deserialize: Callable[[bytes], Any], method: str
+    ) -> Callable[[bytes, Any], Any]:
         service, _, name = method.lstrip("/").rpartition("/")
         started = metrics.rpc_started.labels(service, name)
         seconds = metrics.rpc_seconds.labels(service, name)
 
-        def call(request: Any, context: Any) -> Any:
+        def call(data: bytes, context: Any) -> Any:
             begin = time.perf_counter()
             started.inc()
             self._count(1)
@@ -239,6 +243,10 @@ class _CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
                     context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the work began")
                 if not context.is_active():
                     context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+                try:
+                    request = deserialize(data)
+                except DecodeError as error:
+                    raise FieldError("request", str(error)) from error
                 response = behaviour(request, context)
                 code = context.code() or code
                 return response
