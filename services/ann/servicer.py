@@ -18,7 +18,7 @@ from vitrine.runtime import metrics
 from vitrine.runtime.follow import Followed
 
 MAX_QUERIES = 256
-_DECODERS = 4  # pictures decoded at a time: a large PNG takes up to 128 MB meanwhile
+_DECODERS = 4  # pictures decoded at a time: a large PNG takes up to 160 MB meanwhile
 
 stage_seconds = Histogram(
     "vitrine_ann_stage_seconds",

@@ -14,7 +14,7 @@ SIDE = 32
 """Width and height of the encoder's input, pixels (measured in docs/softmax.md)."""
 MAX_BYTES = 8 << 20
 MAX_PIXELS = 4096 * 4096
-"""A PNG this large takes 64 MB while it is decoded; a JPEG less, as it is decoded at a reduced size."""
+"""A PNG this large takes up to 160 MB while it is decoded; a JPEG less, as it is decoded at a reduced size."""
 
 _FORMATS = ("JPEG", "PNG")
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
@@ -68,5 +68,8 @@ def _opaque(image: Image.Image) -> Image.Image:
     """RGB; what is transparent shows white."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
