@@ -102,8 +102,8 @@ class Owner:
     ) -> None:
         if not 1 <= partitions <= placement.BUCKETS or partitions & (partitions - 1):
             raise PartitionsError(
-                f"user-events has {partitions} partitions, not a power of two up to {placement.BUCKETS}: events would"
-                " miss their buckets. Way out: a fresh VITRINE_NAMESPACE, and `vitrine topics create`"
+                f"user-events has {partitions} partitions, not a power of two up to {placement.BUCKETS}: events"
+                " would miss their buckets. Way out: a fresh VITRINE_NAMESPACE, and `vitrine topics create`"
             )
         self._store = store
         self._matcher = matcher
@@ -128,8 +128,8 @@ class Owner:
         for partition in partitions:
             if partition >= self._partitions:
                 raise PartitionsError(
-                    f"user-events has got a partition {partition} beside its {self._partitions}: keys now go elsewhere"
-                    " than their history. Way out: a fresh VITRINE_NAMESPACE, and the events replayed into it"
+                    f"user-events has got a partition {partition} beside its {self._partitions}: keys now go"
+                    " elsewhere than their history. Way out: a fresh VITRINE_NAMESPACE, and the events replayed into it"
                 )
             buckets = self._buckets(partition)
             self._load(buckets)

@@ -215,11 +215,11 @@ class _CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         if wrapped is not None:
             return wrapped
         handler = continuation(details)
-        if handler is None or handler.unary_unary is None:
+        if handler is None or handler.unary_unary is None or handler.request_deserializer is None:
             return handler  # unknown, or a stream: health's Watch and reflection
         wrapped = grpc.unary_unary_rpc_method_handler(
             self._around(handler.unary_unary, handler.request_deserializer, details.method),
-            request_deserializer=None,  # in `_around`, so that what is no message is refused and counted like the rest
+            request_deserializer=None,  # `_around` does it: what is no message is refused and counted like the rest
             response_serializer=handler.response_serializer,
         )
         self._wrapped[details.method] = wrapped
