@@ -129,7 +129,7 @@ class Owner:
             if partition >= self._partitions:
                 raise PartitionsError(
                     f"user-events has got a partition {partition} beside its {self._partitions}: keys now go"
-                    " elsewhere than their history. Way out: a fresh VITRINE_NAMESPACE, and the events replayed into it"
+                    " elsewhere than their history. Way out: a fresh VITRINE_NAMESPACE, the events replayed into it"
                 )
             buckets = self._buckets(partition)
             self._load(buckets)
