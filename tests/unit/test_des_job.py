@@ -189,6 +189,14 @@ def test_a_folder_that_is_no_market_is_refused_by_file(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_store_that_cannot_be_written_is_told_without_a_traceback(market, tmp_path):
+    (tmp_path / "store").write_text("a file")
+    done = _run(_command(market, tmp_path, "--epochs", "1"))
+    assert done.returncode == 1
+    assert str(tmp_path / "store") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_auc_counts_pairs_and_ties_by_half():
     rng = np.random.default_rng(0)
     positives, negatives = rng.integers(0, 6, 50).astype(float), rng.integers(0, 5, 70).astype(float)

@@ -22,8 +22,10 @@ from trainers.runtime import dist
 from trainers.runtime.checkpoint import Checkpoints
 from trainers.runtime.dist import Group
 from trainers.runtime.progress import Progress, result
+from vitrine.artifacts import ArtifactError
 from vitrine.data.market import Market
 from vitrine.data.schemas import DataError
+from vitrine.errors import UnavailableError
 
 DAY_MS = 86_400_000
 _DEFAULT = Config()
@@ -60,7 +62,7 @@ def main(
     backward: Annotated[
         float, typer.Option(min=0, help="weight of purchases as examples of what was bought afterwards; 0 for none")
     ] = 0.5,
-    lr: Annotated[float, typer.Option(min=0, help="Adagrad's learning rate")] = _DEFAULT.lr,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Adagrad's learning rate")] = _DEFAULT.lr,
     seed: Annotated[int, typer.Option(min=0, help="of rows, order and draws")] = _DEFAULT.seed,
     half_life_days: Annotated[
         float, typer.Option(min=0.001, help="after which an event's weight halves; as trainers.catalog has it")
@@ -87,7 +89,7 @@ def main(
     try:
         with dist.group(device.value) as group, _folder(work, group) as folder:
             train(config, job, folder, group)
-    except (DataError, ValueError, FloatingPointError) as error:
+    except (DataError, ValueError, FloatingPointError, ArtifactError, UnavailableError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
 
