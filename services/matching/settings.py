@@ -36,7 +36,7 @@ class MatchingSettings(Settings):
 
 
 class WorkerSettings(MatchingSettings):
-    """The worker's own."""
+    """What the matching worker can be told."""
 
     worker_id: str = Field(
         "", max_length=128, description="Name of this worker: under it a restart gets its partitions back at once."
@@ -47,7 +47,7 @@ class WorkerSettings(MatchingSettings):
 
 
 class ServerSettings(MatchingSettings):
-    """The server's own."""
+    """What the matching server can be told."""
 
     redis_timeout_ms: int = Field(100, ge=1, description="Wait for Redis before the fallback answers.")
 

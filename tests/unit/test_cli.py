@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from vitrine.cli import app
 
 COMMANDS = [
-    ("serve",), ("work",), ("train",), ("demo",), ("doctor",),
+    ("serve",), ("train",), ("demo",), ("doctor",),
     ("artifacts", "ls"), ("artifacts", "show"), ("artifacts", "verify"), ("artifacts", "rollback"),
     ("artifacts", "prune"), ("topics", "create"), ("data", "simulate"), ("data", "convert"), ("data", "validate"),
     ("data", "replay"),
@@ -33,7 +33,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(command, choices):
     assert choices in shown.output
 
 
-STARTERS = [["serve", name] for name in ("ann", "matching", "ctr")]
+STARTERS = [["work"], *(["serve", name] for name in ("ann", "matching", "ctr"))]
 STARTERS += [["train", "--processes", "1", name] for name in ("des", "softmax", "bdg", "catalog")]
 
 
@@ -45,3 +45,12 @@ def test_flags_after_the_name_belong_to_the_process_that_is_started(command):
     said = shown.stdout + shown.stderr
     assert "store" in said or "no-such-flag" in said
     assert "vitrine serve ann --store" not in said, "this is the help of `vitrine serve`, not the service's"
+
+
+def test_several_processes_fail_with_their_own_words_and_no_traceback_of_torchruns(tmp_path):
+    command = ["train", "softmax", "--images", str(tmp_path / "nothing.parquet"), "--store", str(tmp_path)]
+    failed = subprocess.run(
+        [sys.executable, "-m", "vitrine.cli", *command], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert failed.returncode == 1
+    assert {line.split(":")[0] for line in failed.stderr.splitlines()} == {"softmax"}

@@ -60,16 +60,9 @@ def serve(context: typer.Context, service: Annotated[str, typer.Argument(help="a
     _become(["-m", module, *role, *context.args])
 
 
-@app.command(context_settings=_PASS_ON)
+@app.command(context_settings=_PASS_ON, add_help_option=False)
 def work(context: typer.Context) -> None:
-    """Start a matching worker: it applies user events and keeps every user's ad list fresh.
-
-    Examples:
-
-        vitrine work --store ./store --redis-url redis://127.0.0.1:6379 --kafka-url kafka://127.0.0.1:9092
-
-        vitrine work --worker-id worker-1
-    """
+    """Start a matching worker: it applies user events and keeps every user's ad list fresh."""
     _become(["-m", "services.matching", "worker", *context.args])
 
 
@@ -81,7 +74,7 @@ def train(
         int, typer.Option(min=1, max=1024, help="processes of des and softmax on this machine")
     ] = 2,
 ) -> None:
-    """Run a trainer; it ends in a published artifact. `--processes` comes before the trainer's name.
+    """Run a trainer; it ends in a published artifact. `--processes` stands before its name, its own flags after.
 
     Examples:
 
@@ -92,8 +85,12 @@ def train(
         vitrine train softmax --images ./market/images.parquet --store ./store
 
         vitrine train bdg --store ./store
+
+        vitrine train des --help
     """
     _choose(trainer, DISTRIBUTED + PLAIN, "trainer")
+    if "--help" in context.args:
+        processes = 1  # one of them tells it
     _become([*trainer_arguments(trainer, processes), *context.args])
 
 

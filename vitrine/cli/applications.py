@@ -31,6 +31,5 @@ def application_environment() -> dict[str, str]:
 def trainer_arguments(trainer: str, processes: int) -> list[str]:
     """Arguments of Python that start a trainer: under torchrun where it is a distributed program."""
     if trainer in DISTRIBUTED and processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return [*torchrun, "-m", f"trainers.{trainer}"]
+        return ["-m", "trainers.runtime.launch", str(processes), f"trainers.{trainer}"]
     return ["-m", f"trainers.{trainer}"]
