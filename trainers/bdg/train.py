@@ -44,8 +44,8 @@ class Config:
 
 
 def main(
-    store: Annotated[str, typer.Option(help="artifact store: a folder or an fsspec URL")],
-    namespace: Annotated[str, typer.Option(help="prefix of the artifacts' names")] = "",
+    store: Annotated[str, typer.Option(envvar="VITRINE_STORE", help="artifact store: a folder or an fsspec URL")],
+    namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE", help="prefix of the artifacts' names")] = "",
     work: Annotated[Path | None, typer.Option(help="folder of finished tasks, to resume from")] = None,
     source: Annotated[str, typer.Option("--embeddings", help="ref or version of `embeddings`")] = "stable",
     bits: Annotated[int, typer.Option(min=64, max=1024, help="bits of a code, a multiple of 64")] = Config.bits,

@@ -39,8 +39,8 @@ Metrics = dict[str, float | int | str]
 
 def main(
     market: Annotated[Path, typer.Option(help="market folder (docs/data.md)")],
-    store: Annotated[str, typer.Option(help="artifact store: a folder or an fsspec URL")],
-    namespace: Annotated[str, typer.Option(help="prefix of the artifact's name")] = "",
+    store: Annotated[str, typer.Option(envvar="VITRINE_STORE", help="artifact store: a folder or an fsspec URL")],
+    namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE", help="prefix of the artifact's name")] = "",
     work: Annotated[Path | None, typer.Option(help="folder of finished tasks, to resume from")] = None,
     half_life_days: Annotated[float, typer.Option(min=0.001, help="after which an event's weight halves")] = 30.0,
 ) -> None:

@@ -151,7 +151,11 @@ def _view(job: str, total: int | None) -> _View:
 
 
 def _words(metrics: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return " ".join(f"{name} {_figure(value)}" for name, value in metrics.items())
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _rank() -> int:

@@ -29,8 +29,8 @@ JOB = "softmax"
 
 def main(
     images: Annotated[Path, typer.Option(help="images.parquet of a market folder (docs/data.md)")],
-    store: Annotated[str, typer.Option(help="artifact store: a folder or an fsspec URL")],
-    namespace: Annotated[str, typer.Option(help="prefix of the artifact's name")] = "",
+    store: Annotated[str, typer.Option(envvar="VITRINE_STORE", help="artifact store: a folder or an fsspec URL")],
+    namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE", help="prefix of the artifact's name")] = "",
     work: Annotated[Path | None, typer.Option(help="folder of checkpoints, to resume from")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="times that every training picture is seen")] = Config.epochs,
     batch: Annotated[int, typer.Option(min=1, help="pictures a step, over all processes")] = Config.batch,
