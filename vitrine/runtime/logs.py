@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -16,10 +16,11 @@ _FIRST = ("time", "level", "service", "event")
 _CHATTY = ("kafka", "grpc", "urllib3", "asyncio", "fsspec", "s3fs", "botocore")
 
 
-def setup(level: str = "info", service: str = "") -> None:
+def setup(level: str = "info", service: str = "", stream: TextIO | None = None) -> None:
     """Sends every log line of this process to stderr as JSON: time (UTC), level, service, event, then the rest.
 
-    level: debug, info, warning or error. Calling it again replaces the earlier set-up.
+    level:  debug, info, warning or error. Calling it again replaces the earlier set-up.
+    stream: where to, in place of stderr
     """
 
     def finish(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -42,7 +43,7 @@ def setup(level: str = "info", service: str = "") -> None:
             structlog.processors.JSONRenderer(default=str),
         ],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(renderer)
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -82,7 +82,6 @@ def demo(
     """
     options = Options(data, out, users, ads, seed, kafka_url, redis_url, stay=not as_json)
     console = Console(stderr=as_json)
-    logs.setup("warning", "demo")  # the panel says the rest
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         facts = _run(console, options)
@@ -119,6 +118,8 @@ def _run(console: Console, options: Options) -> dict[str, Any]:
     if options.data is not None and not beauty.recognise(options.data):
         raise DemoError(f"{options.data} does not hold the Beauty and clothing files (docs/data.md)")
     folder = _fresh(options.out)
+    # A line of a library's on the terminal would tear the panel.
+    logs.setup("warning", "demo", (folder / "logs" / "demo.log").open("w", buffering=1))
     market, store = folder / "market", folder / "store"
     namespace = f"demo-{datetime.now(UTC):%Y%m%d%H%M%S}"
     environment = {**application_environment(), **vitrine_settings(store=str(store), namespace=namespace)}
