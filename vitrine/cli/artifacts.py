@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Column, Table
+from rich.text import Text
 
 from vitrine.artifacts import ArtifactError, ArtifactStore, Manifest
 from vitrine.errors import UnavailableError
@@ -62,24 +64,19 @@ def list_versions(
                 ]
             )
             return
-        table = Table("artifact", Column("version", no_wrap=True), "refs", "size", "metrics")
-        for each, version, manifest, _ in rows:
+        console = Console(highlight=False)
+        widest = max((len(row[0]) for row in rows), default=0)
+        for each, version, manifest, problem in rows:
             served = ", ".join(_naming(refs[each], version))
-            if manifest is None:
-                table.add_row(each, version, served, "", "[red]damaged, see below[/red]")
-                continue
-            table.add_row(
-                each,
-                version,
-                f"[green]{served}[/green]",
-                _readable(sum(entry["size"] for entry in manifest.files.values())),
-                escape(_metrics(manifest)),
+            size = _readable(sum(entry["size"] for entry in manifest.files.values())) if manifest else "?"
+            console.print(
+                f"{each:<{widest}}  {version}  {size:>10}  [green]{served}[/green]".rstrip(), soft_wrap=True
             )
-        if rows:
-            Console().print(table)
-            for problem in filter(None, (row[3] for row in rows)):
-                typer.echo(problem)
-        else:
+            if manifest is None:
+                console.print(f"  [red]damaged:[/red] {escape(problem)}", soft_wrap=True)
+            elif manifest.metrics:
+                console.print(Padding(Text(_metrics(manifest), "dim"), (0, 0, 0, 2)))
+        if not rows:
             typer.echo(
                 f"no {name or 'artifact'} in {artifacts.root}" + (f", namespace {namespace}" * bool(namespace))
             )

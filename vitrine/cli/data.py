@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from rich.console import Console
@@ -11,8 +12,10 @@ from vitrine.cli.progress import stages
 from vitrine.data import beauty, simulator, validate
 from vitrine.data.replay import user_events
 from vitrine.data.validate import DataError
+from vitrine.errors import FieldError, NotFoundError, UnavailableError
 from vitrine.placement import qualify
-from vitrine.runtime.kafka import key_of, producer
+from vitrine.runtime import logs, topics
+from vitrine.runtime.kafka import key_of, parse_url, producer
 
 app = typer.Typer(
     help="Make, convert and check the Parquet folder that everything is trained from.", no_args_is_help=True
@@ -23,9 +26,9 @@ _console = Console(stderr=True)
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(help="folder to write")],
-    users: Annotated[int, typer.Option(min=1)] = 5_000,
-    ads: Annotated[int, typer.Option(min=1)] = 2_000,
-    seed: int = 1,
+    users: Annotated[int, typer.Option(min=1, help="how many users")] = 5_000,
+    ads: Annotated[int, typer.Option(min=1, help="how many ads")] = 2_000,
+    seed: Annotated[int, typer.Option(min=0, help="of every draw; the same seed gives the same market")] = 1,
 ) -> None:
     """Write a simulated market of any size.
 
@@ -43,7 +46,7 @@ def convert(
         Path, typer.Argument(help="folder of the Beauty and clothing files", exists=True, file_okay=False)
     ],
     out: Annotated[Path, typer.Argument(help="folder to write")],
-    seed: int = 1,
+    seed: Annotated[int, typer.Option(min=0, help="of the bids")] = 1,
 ) -> None:
     """Turn the Beauty interactions and the clothing photos into a market folder.
 
@@ -77,7 +80,7 @@ def check(folder: Annotated[Path, typer.Argument(help="market folder", exists=Tr
 def replay(
     folder: Annotated[Path, typer.Argument(help="market folder", exists=True, file_okay=False)],
     kafka_url: Annotated[str, typer.Option(envvar="VITRINE_KAFKA_URL", help="kafka://host:port[,host:port]")],
-    namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE")] = "",
+    namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE", help="prefix of the topic's name")] = "",
 ) -> None:
     """Send a market's recorded events through `user-events`: this is how history fills the users' state.
 
@@ -88,9 +91,17 @@ def replay(
         vitrine data replay ./market --kafka-url kafka://127.0.0.1:9092
     """
     file = folder / "events.parquet"
-    total = pq.read_metadata(file).num_rows
-    topic = qualify(namespace, "user-events")
-    sending = producer(kafka_url)
+    topic = qualify(namespace, topics.USER_EVENTS)
+    logs.setup("critical", "replay")  # the libraries' words on a broker that is away add nothing
+    try:
+        total = pq.read_metadata(file).num_rows
+        missing = topic not in {there.name for there in topics.existing(kafka_url, namespace)}
+        if missing and not parse_url(kafka_url).memory:  # which makes topics when they are first used
+            raise NotFoundError(f"topic {topic} does not exist; `vitrine topics create` makes it")
+        sending = producer(kafka_url)
+    except (OSError, pa.ArrowInvalid, FieldError, NotFoundError, UnavailableError) as error:
+        typer.echo(f"vitrine data replay: {error}", err=True)
+        raise typer.Exit(1) from None
     with stages(_console, "replay") as progress:
         for sent, event in enumerate(user_events(file)):
             sending.send(topic, key=key_of(event.user_id), value=event.SerializeToString())

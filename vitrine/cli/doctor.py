@@ -89,9 +89,7 @@ def this_machine() -> Iterator[Check]:
         version = _version(name)
         if version:
             yield Check(name, "ok", version)
-    yield Check(
-        "processor", "ok", f"{_processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores usable"
-    )
+    yield Check("processor", "ok", f"{_processor()}, {_usable_cores()} of {os.cpu_count()} cores usable")
     yield _gpu()
 
 
