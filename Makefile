@@ -40,7 +40,7 @@ setup: .venv/installed .venv/built
 
 .venv/installed: pyproject.toml constraints.txt
 	@tools/check-build-tools $(PYTHON)
-	@echo "vitrine: installing into .venv (about a minute the first time)"
+	@echo "vitrine: installing into .venv (one to three minutes the first time, 2 GB)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	@$(BIN)/pip install -qq -c constraints.txt scikit-build-core nanobind ninja cmake
 	@echo "vitrine: building the C++ extension, installing torch, Kafka, Redis and gRPC clients"
