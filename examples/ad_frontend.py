@@ -15,7 +15,7 @@ from vitrine.client import CtrClient, Matches, MatchingClient
 from vitrine.runtime.kafka import key_of, producer
 
 EXAMPLES = """examples:
-  python examples/ad_frontend.py --matching localhost:7010 --ctr localhost:7020 --kafka kafka://localhost:9092 \\
+  python examples/ad_frontend.py --matching localhost:7002 --ctr localhost:7003 --kafka kafka://localhost:9092 \\
     --user 17                  the click is drawn with the probability that the ad was sold at
     --user 17 --click          the user clicks
     --user 17 --topic eu.user-events       under VITRINE_NAMESPACE=eu

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 from vitrine.client import AnnClient, SearchResult
 
 EXAMPLES = """examples:
-  python examples/search_frontend.py --ann localhost:7030 --picture shoe.jpg
-  python examples/search_frontend.py --ann localhost:7030 --item 1000000007 --images market/images.parquet
+  python examples/search_frontend.py --ann localhost:7001 --picture shoe.jpg
+  python examples/search_frontend.py --ann localhost:7001 --item 1000000007 --images market/images.parquet
 """
 
 

@@ -1,6 +1,6 @@
 """What front ends import: numpy in, numpy out, over gRPC; needs grpcio, protobuf and numpy alone.
 
-    with MatchingClient("localhost:7010") as matching, CtrClient("localhost:7020") as ctr:
+    with MatchingClient("localhost:7002") as matching, CtrClient("localhost:7003") as ctr:
         matches = matching.get_matches(user_id=17, k=20)
         scores = ctr.score(matches.context, matches.ads)
 
