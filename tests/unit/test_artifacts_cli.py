@@ -103,6 +103,7 @@ def test_verify_names_what_is_damaged_and_fails(store, files, run):
     assert "2 checked, 1 damaged" in out
     assert f"damaged  artifact towers {manifest.version}: ads.npy: its bytes have changed" in out
     assert run("verify", "catalog", "stable")[0] == 0
+    assert run("verify", "catalogue")[0] == 1, "a name misspelled is not a name verified"
 
 
 def test_rollback_and_prune_do_what_they_say(store, files, run):

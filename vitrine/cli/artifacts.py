@@ -145,6 +145,8 @@ def verify(
             for each in ([name] if name else artifacts.names())
             for one in ([version] if version else artifacts.versions(each))
         ]
+        if name and not pairs:
+            raise ArtifactError(f"no {name} in {artifacts.root}" + (f", namespace {namespace}" * bool(namespace)))
         damaged = 0
         for each, one in pairs:
             try:

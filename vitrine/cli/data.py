@@ -69,7 +69,8 @@ def check(folder: Annotated[Path, typer.Argument(help="market folder", exists=Tr
         vitrine data validate ./market
     """
     try:
-        validate.validate(folder)
+        with stages(_console, "validate") as progress:
+            validate.validate(folder, progress=progress)
     except DataError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
