@@ -54,3 +54,11 @@ def test_several_processes_fail_with_their_own_words_and_no_traceback_of_torchru
     )
     assert failed.returncode == 1
     assert {line.split(":")[0] for line in failed.stderr.splitlines()} == {"softmax"}
+
+
+def test_the_demo_leaves_alone_a_market_that_no_demo_has_made(tmp_path):
+    (tmp_path / "market").mkdir()
+    shown = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert shown.exit_code == 1
+    assert "was not made by a demo" in shown.output
+    assert (tmp_path / "market").is_dir()

@@ -176,7 +176,13 @@ def _make_market(panel: Panel, options: Options, market: Path) -> None:
 
 
 def _fresh(out: Path) -> Path:
-    """The demo's folder, with what an earlier demo left in it gone; other files in it stay."""
+    """The demo's folder, with what an earlier demo left in it gone; other files in it stay.
+
+    Raises DemoError where a market or a store in it is not a demo's: those have `logs` beside them.
+    """
+    theirs = [out / name for name in ("market", "store") if (out / name).exists()]
+    if theirs and not (out / "logs").is_dir():
+        raise DemoError(f"{theirs[0]} was not made by a demo and would be replaced; give another --out")
     for name in ("market", "store", "logs", "report.html"):
         leftover = out / name
         if leftover.is_dir():
