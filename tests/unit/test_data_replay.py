@@ -7,9 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
+from typer.testing import CliRunner
 
+from vitrine.cli import data as command
 from vitrine.data.replay import user_event, user_events
 from vitrine.data.schemas import EVENT_KINDS
+from vitrine.data.simulator import write_market
 
 rows = st.lists(
     st.tuples(
@@ -54,3 +59,42 @@ def test_each_kind_has_its_message(kind, field, names):
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match="'wish'"):
         user_event("wish", 1, 2, 0, 0, 0)
+
+
+class LossyProducer:
+    """Loses every second record."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def send(self, topic: str, *, key: bytes, value: bytes) -> Future:
+        self.sent += 1
+        done = Future()
+        return done.failure(KafkaTimeoutError("too old")) if self.sent % 2 else done.success(None)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def replayed(folder) -> str:
+    """What a replay that fails says."""
+    ended = CliRunner().invoke(command.app, ["replay", str(folder), "--kafka-url", "memory://127.0.0.1:9"])
+    assert ended.exit_code == 1
+    assert isinstance(ended.exception, SystemExit)
+    return ended.output
+
+
+def test_a_replay_that_loses_events_says_how_many_and_fails(tmp_path, monkeypatch):
+    write_market(tmp_path, users=20, ads=10, crowds=5, pictures=0)
+    monkeypatch.setattr(command.topics, "existing", lambda *_: [])
+    monkeypatch.setattr(command, "producer", lambda url: LossyProducer())
+    total = pq.read_metadata(tmp_path / "events.parquet").num_rows
+    assert f"{(total + 1) // 2:,} of {total:,} events did not reach user-events" in replayed(tmp_path)
+
+
+def test_a_replay_of_wrong_events_sends_none_and_names_the_column(tmp_path):
+    write_market(tmp_path, users=20, ads=10, crowds=5, pictures=0)
+    file = tmp_path / "events.parquet"
+    pq.write_table(pq.read_table(file).drop_columns("time_ms"), file)
+    assert "events.parquet, column time_ms: missing" in replayed(tmp_path)

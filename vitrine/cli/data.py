@@ -1,11 +1,14 @@
 """`vitrine data`: make, convert and check a market folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
 from rich.console import Console
 
 from vitrine.cli.progress import stages
@@ -36,7 +39,7 @@ def simulate(
 
         vitrine data simulate ./market --users 100000 --ads 20000 --seed 7
     """
-    with stages(_console, "simulate") as progress:
+    with _told("simulate"), stages(_console, "simulate") as progress:
         simulator.write_market(out, users=users, ads=ads, seed=seed, progress=progress)
 
 
@@ -56,7 +59,7 @@ def convert(
     """
     if not beauty.recognise(source):
         raise typer.BadParameter(f"{source} does not hold the Beauty and clothing files (docs/data.md)")
-    with stages(_console, "convert") as progress:
+    with _told("convert"), stages(_console, "convert") as progress:
         beauty.convert(source, out, seed=seed, progress=progress)
 
 
@@ -91,24 +94,43 @@ def replay(
 
         vitrine data replay ./market --kafka-url kafka://127.0.0.1:9092
     """
-    file = folder / "events.parquet"
     topic = qualify(namespace, topics.USER_EVENTS)
     logs.setup("critical", "replay")  # the libraries' words on a broker that is away add nothing
-    try:
-        total = pq.read_metadata(file).num_rows
+    with _told("replay"):
+        validate.validate(folder, ("events",))
         missing = topic not in {there.name for there in topics.existing(kafka_url, namespace)}
         if missing and not parse_url(kafka_url).memory:  # which makes topics when they are first used
             raise NotFoundError(f"topic {topic} does not exist; `vitrine topics create` makes it")
-        sending = producer(kafka_url)
-    except (OSError, pa.ArrowInvalid, FieldError, NotFoundError, UnavailableError) as error:
-        typer.echo(f"vitrine data replay: {error}", err=True)
-        raise typer.Exit(1) from None
+        total = _send(folder / "events.parquet", producer(kafka_url), topic)
+    typer.echo(f"{total:,} events in {topic}")
+
+
+def _send(file: Path, sending: KafkaProducer, topic: str) -> int:
+    """Events sent, every one acknowledged; UnavailableError where some were not."""
+    total: int = pq.read_metadata(file).num_rows
+    lost: list[Exception] = []
     with stages(_console, "replay") as progress:
         for sent, event in enumerate(user_events(file)):
-            sending.send(topic, key=key_of(event.user_id), value=event.SerializeToString())
+            record = sending.send(topic, key=key_of(event.user_id), value=event.SerializeToString())
+            record.add_errback(lost.append)
             if sent % 1_000 == 0:
                 progress("events", sent / total)
         sending.flush()
         progress("events", 1.0)
     sending.close()
-    typer.echo(f"{total:,} events in {topic}")
+    if lost:
+        raise UnavailableError(
+            f"{len(lost):,} of {total:,} events did not reach {topic} ({lost[0]}); the others would count twice, so"
+            " replay into a fresh VITRINE_NAMESPACE"
+        )
+    return total
+
+
+@contextmanager
+def _told(command: str) -> Iterator[None]:
+    """Errors that people can do something about are one message and exit code 1."""
+    try:
+        yield
+    except (DataError, FieldError, NotFoundError, UnavailableError, KafkaError, OSError) as error:
+        typer.echo(f"vitrine data {command}: {error}", err=True)
+        raise typer.Exit(1) from None
