@@ -309,9 +309,15 @@ def test_a_wrong_market_is_not_published(market, tmp_path):
     assert not ArtifactStore(str(tmp_path / "store")).list("catalog")
 
 
-def test_the_command_says_what_is_wrong_and_fails(tmp_path):
-    command = [sys.executable, "-m", "trainers.catalog", "--market", str(tmp_path), "--store", str(tmp_path / "s")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.returncode == 1
-    assert "bids.parquet: no such file" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_command_says_what_is_wrong_and_fails(market, tmp_path):
+    (tmp_path / "file").touch()
+    for flags, told in (
+        ({"--market": tmp_path, "--store": tmp_path / "s"}, "bids.parquet: no such file"),
+        ({"--market": market, "--store": tmp_path / "file"}, "Not a directory"),
+        ({"--market": market, "--store": tmp_path / "s", "--work": tmp_path / "file"}, "File exists"),
+    ):
+        command = [sys.executable, "-m", "trainers.catalog", *(str(x) for pair in flags.items() for x in pair)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.returncode == 1
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr

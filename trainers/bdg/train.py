@@ -71,7 +71,7 @@ def main(
     try:
         with scratch as folder:
             train(ArtifactStore(store, namespace=namespace), source, Path(folder), config)
-    except (ArtifactError, UnavailableError, ValueError) as error:
+    except (ArtifactError, UnavailableError, ValueError, OSError) as error:
         print(f"{JOB}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 

@@ -13,10 +13,11 @@ import typer
 
 from trainers.runtime.progress import Progress, result
 from trainers.runtime.tasks import Tasks, fingerprint
-from vitrine.artifacts import ArtifactStore
+from vitrine.artifacts import ArtifactError, ArtifactStore
 from vitrine.data.market import Market
 from vitrine.data.schemas import DataError
 from vitrine.data.validate import validate
+from vitrine.errors import UnavailableError
 from vitrine.matching.catalog import (
     CROWD_NAMES_FILE,
     CROWD_NAMES_SCHEMA,
@@ -56,7 +57,7 @@ def main(
             train(
                 market, store, namespace=namespace, work=Path(folder), half_life_ms=round(half_life_days * DAY_MS)
             )
-    except DataError as error:
+    except (DataError, ArtifactError, UnavailableError, OSError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
 

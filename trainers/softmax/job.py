@@ -50,7 +50,7 @@ def main(
     try:
         with dist.group(device) as group:
             run(images, ArtifactStore(store, namespace=namespace), work, config, group)
-    except (DataError, ArtifactError, UnavailableError) as error:
+    except (DataError, ArtifactError, UnavailableError, OSError) as error:
         print(f"{JOB}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 
