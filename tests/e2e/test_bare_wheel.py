@@ -37,8 +37,11 @@ def test_the_bare_wheel_calls_a_running_server(tmp_path):
     # In the checkout's build folder, where the extension is compiled already.
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT))
     (wheel,) = (tmp_path / "dist").glob("vitrine_serving-*.whl")
-    folders = {name.split("/")[0].split("-")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    names = zipfile.ZipFile(wheel).namelist()
+    folders = {name.split("/")[0].split("-")[0] for name in names}
     assert folders == {"vitrine", "vitrine_serving"}, "the library and its metadata; no services, no trainers"
+    assert "vitrine/py.typed" in names
+    assert any(name.startswith("vitrine/native/_native.") and name.endswith(".so") for name in names)
     run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare"))
     bare = str(tmp_path / "bare" / "bin" / "python")
     pip = (sys.executable, "-m", "pip", "--python", bare, "--disable-pip-version-check")
