@@ -103,6 +103,8 @@ def _end_with_torchrun() -> None:
     """Ask Linux to kill this process when torchrun's ends, whichever way: a killed torchrun kills no workers."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get("VITRINE_LAUNCHER_PID", str(os.getppid())) != str(os.getppid()):
+        sys.exit("torchrun has ended")  # while this process was importing: the signal will not come any more
 
 
 def rank() -> int:

@@ -12,6 +12,7 @@ import sys
 def main(argv: list[str]) -> int:
     """Runs MODULE as N processes that form one group; the exit code of the first that failed, else 0."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # what torchrun sets as well, with a banner about it
+    os.environ["VITRINE_LAUNCHER_PID"] = str(os.getpid())  # by which a process sees that this one is gone
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
