@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 
 from vitrine.errors import FieldError
 from vitrine.placement import qualify
 from vitrine.runtime import topics
 from vitrine.runtime.embedded import EmbeddedStack
-from vitrine.runtime.kafka import LogLostError, admin, producer
+from vitrine.runtime.kafka import LogLostError, admin, partition_count, producer
 from vitrine.runtime.tail import Tail
 from vitrine.runtime.topics import TopicMismatchError
 
@@ -136,6 +136,29 @@ def test_a_tail_outlives_a_restart_of_the_broker(kafka: EmbeddedStack, topic: st
         until(lambda: table.rows == {b"1": b"a"})
         until(lambda: tail.seconds_since_contact < 3)
         assert tail.error is None
+    finally:
+        tail.close()
+
+
+def test_a_tail_waits_for_a_topic_that_is_made_after_its_start(
+    kafka: EmbeddedStack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def impatient(consumer: KafkaConsumer, topic: str) -> int:
+        asked.append(topic)
+        return partition_count(consumer, topic, timeout_s=0.1)
+
+    monkeypatch.setattr("vitrine.runtime.tail.partition_count", impatient)
+    table = Table()
+    tail = Tail(kafka.kafka_url, qualify(namespace, topics.AD_UPDATES), table.apply)
+    try:
+        until(lambda: len(asked) > 1)
+        assert not tail.caught_up.is_set()
+        topics.create(kafka.kafka_url, namespace, 4)
+        tail.wait_caught_up(60)
+        write(kafka, tail.topic, (b"1", b"a"))
+        until(lambda: table.rows == {b"1": b"a"})
     finally:
         tail.close()
 

@@ -9,7 +9,7 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
-from vitrine.errors import UnavailableError
+from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.runtime.kafka import answering, log_lost, parse_url, partition_count
 
 _log = structlog.get_logger(__name__)
@@ -25,7 +25,8 @@ class Tail:
     caught_up: set once everything is applied that the topic held at the start
     error:     why the tail has ended, None while it runs; LogLostError where the log lacks `from_offset`
 
-    A broker that goes away is waited for. A failed `apply` must not leave half a change behind.
+    A broker that goes away, and a topic that is not there yet, are waited for. A failed `apply` must not leave half
+    a change behind.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Tail:
         while not self._closing.is_set():
             try:
                 self._read()
-            except (UnavailableError, KafkaError) as error:
+            except (UnavailableError, NotFoundError, KafkaError) as error:
                 _log.warning("tail waits for Kafka", topic=self.topic, reason=str(error))
                 self._closing.wait(1.0)
             except Exception as error:
