@@ -48,8 +48,8 @@ class Device(StrEnum):
 
 def main(
     market: Annotated[Path, typer.Option(help="market folder (docs/data.md)")],
-    store: Annotated[str, typer.Option(help="artifact store: a folder or an fsspec URL")],
-    namespace: Annotated[str, typer.Option(help="prefix of the artifacts' names")] = "",
+    store: Annotated[str, typer.Option(envvar="VITRINE_STORE", help="artifact store: a folder or an fsspec URL")],
+    namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE", help="prefix of the artifacts' names")] = "",
     work: Annotated[Path | None, typer.Option(help="folder of checkpoints, to resume from")] = None,
     model: Annotated[Model, typer.Option(help="factorization machine or logistic regression")] = Model.fm,
     dim: Annotated[int, typer.Option(min=1, max=1024, help="length of an embedding (fm)")] = _DEFAULT.dim,

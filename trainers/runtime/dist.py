@@ -6,9 +6,7 @@ below return their input. Backends are gloo on CPUs and NCCL on GPUs.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +22,6 @@ from vitrine.runtime.process import die_with_parent
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=5)
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -93,16 +90,14 @@ def init(device: str = "auto") -> Group:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _end_with_torchrun()
     if world > 1:
-        die_with_parent()  # torchrun killed with -9 would leave its workers waiting for each other
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
         return Group(dist.get_rank(), dist.get_world_size(), place)
     return Group(0, 1, place)
 
 
 def _end_with_torchrun() -> None:
-    """Ask Linux to kill this process when torchrun's ends, whichever way: a killed torchrun kills no workers."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """End when torchrun ends: killed with -9, it would leave its workers waiting for each other."""
+    die_with_parent()
     if os.environ.get("VITRINE_LAUNCHER_PID", str(os.getppid())) != str(os.getppid()):
         sys.exit("torchrun has ended")  # while this process was importing: the signal will not come any more
 

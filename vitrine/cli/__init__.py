@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -12,6 +13,13 @@ from vitrine.cli.data import app as data_app
 from vitrine.cli.demo import demo as run_demo
 from vitrine.cli.doctor import doctor as run_doctor
 from vitrine.cli.topics import app as topics_app
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitrine {version('vitrine-serving')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="vitrine",
@@ -25,6 +33,16 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(data_app, name="data")
 app.command("demo")(run_demo)
 app.command("doctor")(run_doctor)
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
 
 # Everything after the name belongs to the process that is started, --help too.
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
