@@ -194,3 +194,9 @@ def test_topics_that_are_otherwise_are_named_and_none_is_made(kafka: EmbeddedSta
 def test_partition_counts_that_split_buckets_are_refused(partitions: int) -> None:
     with pytest.raises(FieldError, match="power of two from 1 to 1024"):
         topics.create("kafka://127.0.0.1:1", "", partitions)
+
+
+@pytest.mark.parametrize("namespace", ["a/b", "a.b", "é", "x" * 65, "a\n"])
+def test_a_namespace_that_is_no_plain_word_is_refused_before_kafka_is_asked(namespace: str) -> None:
+    with pytest.raises(FieldError, match="namespace"):
+        topics.create("kafka://127.0.0.1:9", namespace)

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "VITRINE_"
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{0,64}")
+NAMESPACE = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _PASSWORD = re.compile(r"(://[^:@/\s]*:)\S*(?=@)")
 _PASSWORD_PARAMETER = re.compile(r"([?&;][\w.]*password=)[^&;\s]*", re.IGNORECASE)
 
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     @field_validator("namespace")
     @classmethod
     def _namespace_is_a_plain_word(cls, value: str) -> str:
-        if not _NAMESPACE.fullmatch(value):
+        if not NAMESPACE.fullmatch(value):
             raise ValueError("should be at most 64 letters, digits, '-' and '_'")
         return value
 

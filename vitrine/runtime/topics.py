@@ -10,6 +10,7 @@ from kafka.errors import KafkaError, for_code
 from vitrine.errors import FieldError, UnavailableError
 from vitrine.placement import BUCKETS, qualify
 from vitrine.runtime.kafka import admin, parse_url
+from vitrine.runtime.settings import NAMESPACE
 
 USER_EVENTS = "user-events"
 AD_UPDATES = "ad-updates"
@@ -44,7 +45,12 @@ class TopicMismatchError(ValueError):
 
 
 def wanted(namespace: str, partitions: int = 8) -> list[Topic]:
-    """The namespace's topics. Raises FieldError where `partitions` is not a power of two up to BUCKETS."""
+    """The namespace's topics.
+
+    Raises FieldError where `partitions` is not a power of two up to BUCKETS, or the namespace is no plain word.
+    """
+    if not NAMESPACE.fullmatch(namespace):
+        raise FieldError("namespace", f"{namespace!r} is not at most 64 letters, digits, '-' and '_'")
     if not 1 <= partitions <= BUCKETS or partitions & (partitions - 1):
         raise FieldError(
             "partitions",
