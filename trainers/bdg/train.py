@@ -1,6 +1,5 @@
 """The job: choose the items, fit the hash function, encode, measure, publish."""
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ import typer
 from numpy.typing import NDArray
 
 from trainers.bdg.measure import Metrics, measure
-from trainers.runtime.progress import Progress, result
+from trainers.runtime.progress import Progress, failed, result
 from trainers.runtime.tasks import Tasks
 from vitrine.ann import embeddings, hashing, index
 from vitrine.ann.embeddings import Embeddings
@@ -72,7 +71,7 @@ def main(
         with scratch as folder:
             train(ArtifactStore(store, namespace=namespace), source, Path(folder), config)
     except (ArtifactError, UnavailableError, ValueError, OSError) as error:
-        print(f"{JOB}: {error}", file=sys.stderr)
+        failed(JOB, error)
         raise typer.Exit(1) from None
 
 

@@ -1,7 +1,6 @@
 """The job: validate the market's tables, turn bids into postings and items into crowd lists, publish."""
 
 import shutil
-import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import typer
 
-from trainers.runtime.progress import Progress, result
+from trainers.runtime.progress import Progress, failed, result
 from trainers.runtime.tasks import Tasks, fingerprint
 from vitrine.artifacts import ArtifactError, ArtifactStore
 from vitrine.data.market import Market
@@ -58,7 +57,7 @@ def main(
                 market, store, namespace=namespace, work=Path(folder), half_life_ms=round(half_life_days * DAY_MS)
             )
     except (DataError, ArtifactError, UnavailableError, OSError) as error:
-        print(error, file=sys.stderr)
+        failed("catalog", error)
         raise typer.Exit(1) from None
 
 

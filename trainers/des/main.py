@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from trainers.des.train import Config, Trainer, whole_table
 from trainers.runtime import dist
 from trainers.runtime.checkpoint import Checkpoints
 from trainers.runtime.dist import Group
-from trainers.runtime.progress import Progress, result
+from trainers.runtime.progress import Progress, failed, result
 from vitrine.artifacts import ArtifactError
 from vitrine.data.market import Market
 from vitrine.data.schemas import DataError
@@ -90,7 +89,7 @@ def main(
         with dist.group(device.value) as group, _folder(work, group) as folder:
             train(config, job, folder, group)
     except (DataError, ValueError, FloatingPointError, ArtifactError, UnavailableError) as error:
-        print(error, file=sys.stderr)
+        failed("des", error)
         raise typer.Exit(1) from None
 
 

@@ -68,6 +68,15 @@ def result(job: str, artifacts: Mapping[str, str], metrics: Mapping[str, float |
         print(json.dumps({"job": job, "artifacts": dict(artifacts), "metrics": dict(metrics)}), flush=True)
 
 
+def failed(job: str, error: Exception) -> None:
+    """Print what is wrong on stderr, in one write, as several processes may print at once.
+
+    What is wrong with the input every process finds, and rank 0 says; a failing disk is told by whoever met it.
+    """
+    if _rank() == 0 or isinstance(error, OSError):
+        sys.stderr.write(f"{job}: {error}\n")
+
+
 class _View(Protocol):
     period_s: float
 

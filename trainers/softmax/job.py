@@ -1,7 +1,6 @@
 """The job: decode the pictures, train, embed every picture, measure, export, publish."""
 
 import hashlib
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from trainers.runtime import dist
 from trainers.runtime.checkpoint import Checkpoints
 from trainers.runtime.dist import Group
-from trainers.runtime.progress import Progress, result
+from trainers.runtime.progress import Progress, failed, result
 from trainers.runtime.tasks import fingerprint
 from trainers.softmax import evaluate, export
 from trainers.softmax import images as reading
@@ -51,7 +50,7 @@ def main(
         with dist.group(device) as group:
             run(images, ArtifactStore(store, namespace=namespace), work, config, group)
     except (DataError, ArtifactError, UnavailableError, OSError) as error:
-        print(f"{JOB}: {error}", file=sys.stderr)
+        failed(JOB, error)
         raise typer.Exit(1) from None
 
 
