@@ -81,6 +81,27 @@ def test_many_watchers_leave_the_workers_free(start):
         watch.cancel()
 
 
+def test_watchers_that_hang_up_while_the_status_changes_hold_up_nobody(start):
+    ready = [True]
+    process, stub = start(ready=lambda: ready[0])
+
+    def change():
+        for _ in range(20):
+            watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=30) for _ in range(10)]
+            for watch in watches:
+                next(watch)
+            hang_up = threading.Thread(target=lambda: [watch.cancel() for watch in watches])  # noqa: B023
+            hang_up.start()
+            ready[0] = not ready[0]
+            process.health.refresh()
+            hang_up.join()
+
+    changing = threading.Thread(target=change, daemon=True)
+    changing.start()
+    changing.join(60)
+    assert not changing.is_alive(), "a change of status and a caller that hung up wait for each other"
+
+
 def test_a_check_that_raises_counts_as_failed(start):
     def broken():
         raise OSError("disk gone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -117,11 +118,18 @@ class Health:
 
 
 class _Servicer(grpc_health.HealthServicer):
-    """The standard servicer, and an end to its Watch streams: an open one would hold up every drain."""
+    """The standard servicer, with Watch streams that cannot hold anybody up.
+
+    Its own would send under its lock, on the thread that changes a status. A send waits for grpc's thread, and that
+    one waits for the lock when a watching caller hangs up at that moment: both stand still for ever. So a thread of
+    its own sends. And every stream ends at `end_watches`: an open one would hold up the drain.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._watches: dict[int, Callable[[health_pb2.HealthCheckResponse | None], None]] = {}
+        self._sends: queue.SimpleQueue[tuple[Any, health_pb2.HealthCheckResponse | None]] = queue.SimpleQueue()
+        threading.Thread(target=self._send_forever, name="health-watch", daemon=True).start()
 
     def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> None:  # noqa: N802
         ended = threading.Event()
@@ -131,7 +139,7 @@ class _Servicer(grpc_health.HealthServicer):
                 if response is None:
                     ended.set()
                     self._watches.pop(id(ended), None)
-                send_response_callback(response)
+                self._sends.put((send_response_callback, response))
 
         self._watches[id(ended)] = send
         super().Watch(request, context, send)
@@ -139,3 +147,8 @@ class _Servicer(grpc_health.HealthServicer):
     def end_watches(self) -> None:
         for send in list(self._watches.values()):
             send(None)
+
+    def _send_forever(self) -> None:
+        while True:
+            send, response = self._sends.get()
+            send(response)
