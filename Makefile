@@ -40,10 +40,12 @@ setup: .venv/installed .venv/built
 
 .venv/installed: pyproject.toml constraints.txt
 	@tools/check-build-tools $(PYTHON)
-	@echo "vitrine: installing into .venv (one to three minutes the first time, 2 GB)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install -qq -c constraints.txt scikit-build-core nanobind ninja cmake
-	@echo "vitrine: building the C++ extension, installing torch, Kafka, Redis and gRPC clients"
+	@echo "vitrine: installing into .venv, 1 of 3: torch"
+	@$(BIN)/pip install -qq -c constraints.txt torch
+	@echo "vitrine: installing into .venv, 2 of 3: clients, servers and tools"
+	@$(BIN)/pip install -qq -r constraints.txt
+	@echo "vitrine: installing into .venv, 3 of 3: the package and its C++ extension"
 	@$(BIN)/pip install -qq -c constraints.txt --no-build-isolation -e '.[serve,train,dev]'
 	@touch $@ .venv/built
 
