@@ -182,6 +182,6 @@ class MemoryStore:
             self.states[user_id], self.lists[user_id] = user, stored
         token = secrets.token_bytes(16)
         self.marks[write.bucket] = replace(
-            held, token=token, cluster=write.cluster, events=write.events, applied=held.applied + write.applied
+            held, token=token, log=write.log, events=write.events, applied=held.applied + write.applied
         )
         return token

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matching_kit import START_MS, LogRecord, MemoryStore, random_event, replay, small_matcher
 
 from vitrine.matching.match import Matcher
-from vitrine.matching.owner import ClusterMismatchError, ForeignStateError, Owner, PartitionsError, Record
+from vitrine.matching.owner import ForeignStateError, OtherLogError, Owner, PartitionsError, Record
 from vitrine.matching.store import BucketWrite
 from vitrine.placement import bucket_of, murmur2
 
@@ -251,11 +251,12 @@ def test_an_idle_owner_reads_again_what_a_failover_lost():
     assert owner.idle().seek == {partition: 2}
 
 
-def test_watermarks_of_another_kafka_cluster_are_refused_with_the_way_out():
+@pytest.mark.parametrize("other", [{"cluster": "k2"}, {"partitions": 4}], ids=["cluster", "partitions"])
+def test_watermarks_of_another_log_are_refused_with_the_way_out(other):
     store = MemoryStore()
     owned(store, cluster="k1").batch(sent(1)[0])
-    with pytest.raises(ClusterMismatchError, match="fresh VITRINE_NAMESPACE"):
-        owned(store, cluster="k2")
+    with pytest.raises(OtherLogError, match="fresh VITRINE_NAMESPACE"):
+        owned(store, **other)
 
 
 @pytest.mark.parametrize("partitions", [0, 3, 2048])

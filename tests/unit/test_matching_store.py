@@ -80,7 +80,7 @@ def test_the_script_does_what_the_tests_store_in_memory_does(store: Store, steps
             outcomes.append(token is not None)
         assert outcomes[0] == outcomes[1]
     for real, model in zip(store.read_marks(range(3)), memory.read_marks(range(3)), strict=True):
-        assert (real.events, real.applied, real.cluster) == (model.events, model.applied, model.cluster)
+        assert (real.events, real.applied, real.log) == (model.events, model.applied, model.log)
 
 
 def test_a_redis_that_forgot_the_script_is_told_it_again(store: Store):

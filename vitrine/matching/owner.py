@@ -36,8 +36,8 @@ class DeadLetterSink(Protocol):
     def __call__(self, partition: int, record: Record, reason: str) -> None: ...
 
 
-class ClusterMismatchError(RuntimeError):
-    """Buckets hold offsets of another Kafka cluster."""
+class OtherLogError(RuntimeError):
+    """Buckets hold offsets of another log: another Kafka cluster, or the topic with other partitions."""
 
 
 class PartitionsError(ValueError):
@@ -108,7 +108,7 @@ class Owner:
         self._store = store
         self._matcher = matcher
         self._dead_letter = dead_letter
-        self._cluster = cluster
+        self._log = f"{cluster}/{partitions}"
         self._partitions = partitions
         self._failpoint = failpoint
         self._marks: dict[int, Mark] = {}
@@ -122,7 +122,7 @@ class Owner:
     def assigned(self, partitions: Iterable[int]) -> dict[int, int]:
         """Takes partitions over: reads their buckets' watermarks and returns where reading must start.
 
-        Raises ClusterMismatchError where a watermark is of another Kafka cluster, PartitionsError for a partition
+        Raises OtherLogError where a watermark is of another log, PartitionsError for a partition
         that was added since the start.
         """
         for partition in partitions:
@@ -164,7 +164,7 @@ class Owner:
             BucketWrite(
                 bucket,
                 self._marks[bucket].token,
-                self._cluster,
+                self._log,
                 share.end,
                 len(share.events),
                 [encoded[user_id] for user_id in states.get(bucket, ())],
@@ -192,7 +192,7 @@ class Owner:
             for bucket in self._buckets(partition):
                 mark = self._marks[bucket]
                 if mark.events < position:
-                    behind.append(BucketWrite(bucket, mark.token, self._cluster, position, 0))
+                    behind.append(BucketWrite(bucket, mark.token, self._log, position, 0))
                 else:
                     settled.append(bucket)
         for bucket, mark in zip(settled, self._store.read_marks(settled), strict=True):
@@ -256,7 +256,7 @@ class Owner:
                 outcome.rejected += 1
                 self._reload(write.bucket, outcome)
             else:
-                self._marks[write.bucket] = Mark(token, self._cluster, write.events)
+                self._marks[write.bucket] = Mark(token, self._log, write.events)
                 written.append(write)
         return written
 
@@ -270,12 +270,17 @@ class Owner:
 
     def _load(self, buckets: Sequence[int]) -> None:
         for bucket, mark in zip(buckets, self._store.read_marks(buckets), strict=True):
-            if mark.token and mark.cluster != self._cluster:
-                raise ClusterMismatchError(
-                    f"bucket {bucket} holds offsets of Kafka cluster {mark.cluster}, which mean nothing in"
-                    f" {self._cluster}. Way out: a fresh VITRINE_NAMESPACE, and the events replayed into it"
+            if mark.token and mark.log != self._log:
+                raise OtherLogError(
+                    f"bucket {bucket} holds offsets of {_named(mark.log)}, which mean nothing in"
+                    f" {_named(self._log)}. Way out: a fresh VITRINE_NAMESPACE, and the events replayed into it"
                 )
             self._marks[bucket] = mark
+
+
+def _named(log: str) -> str:
+    cluster, _, partitions = log.rpartition("/")
+    return f"Kafka cluster {cluster}, user-events of {partitions} partitions"
 
 
 def _decode(held: bytes, bucket: int, user_id: int) -> UserState:

@@ -1,6 +1,6 @@
 """The Redis layout: a bucket's states, lists and watermark under one hash tag, written by one fenced script.
 
-    {m:17}:mark     hash: token, cluster, events (next offset of `user-events`), applied (events applied, ever)
+    {m:17}:mark     hash: token, log, events (next offset of `user-events` in that log), applied (events, ever)
     {m:17}:states   hash: user id -> state
     {m:17}:list:42  string: user 42's list
 
@@ -23,7 +23,7 @@ from vitrine.errors import UnavailableError
 # One pipeline's share of a batch: bounds the bytes in flight, and lets a worker's other threads in between.
 BUCKETS_A_PIPELINE = 32
 
-# KEYS: mark, states, one list a user. ARGV: token expected ('' for no mark yet), token to set, cluster, events
+# KEYS: mark, states, one list a user. ARGV: token expected ('' for no mark yet), token to set, log, events
 # offset, events applied, then user id, state and list of each user. Answers 1, or 0 where the token is another.
 SCRIPT = """
 local token = redis.call('HGET', KEYS[1], 'token')
@@ -33,7 +33,7 @@ for i = 3, #KEYS do
   redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1])
   redis.call('SET', KEYS[i], ARGV[at + 2])
 end
-redis.call('HSET', KEYS[1], 'token', ARGV[2], 'cluster', ARGV[3], 'events', ARGV[4])
+redis.call('HSET', KEYS[1], 'token', ARGV[2], 'log', ARGV[3], 'events', ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'applied', ARGV[5])
 return 1
 """
@@ -50,10 +50,15 @@ _AWAY_WORDS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A bucket's watermark. token: b"" where the bucket was never written; events: next offset to apply."""
+    """A bucket's watermark.
+
+    token:  b"" where the bucket was never written
+    log:    what `events` is an offset of: "Kafka cluster's id/number of partitions"
+    events: next offset to apply
+    """
 
     token: bytes = b""
-    cluster: str = ""
+    log: str = ""
     events: int = 0
     applied: int = 0
 
@@ -68,7 +73,7 @@ class BucketWrite:
 
     bucket: int
     expected: bytes
-    cluster: str
+    log: str
     events: int
     applied: int
     users: Sequence[tuple[int, bytes, bytes]] = ()
@@ -95,11 +100,11 @@ class Store:
         with _answering():
             pipeline = self._client.pipeline(transaction=False)
             for bucket in buckets:
-                pipeline.hmget(self._key(bucket, "mark"), ["token", "cluster", "events", "applied"])
+                pipeline.hmget(self._key(bucket, "mark"), ["token", "log", "events", "applied"])
             rows = pipeline.execute()
         return [
-            Mark() if token is None else Mark(token, (cluster or b"").decode(), int(events), int(applied or 0))
-            for token, cluster, events, applied in rows
+            Mark() if token is None else Mark(token, (log or b"").decode(), int(events), int(applied or 0))
+            for token, log, events, applied in rows
         ]
 
     def read_states(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
@@ -187,7 +192,7 @@ class Store:
             arguments: list[bytes | str | int] = [
                 write.expected,
                 token,
-                write.cluster,
+                write.log,
                 write.events,
                 write.applied,
             ]
