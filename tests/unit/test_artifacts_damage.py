@@ -82,6 +82,15 @@ def test_an_extra_file_is_refused(store, manifest):
     refused(store, manifest, "more.npy", "is not in the manifest", "rollback towers")
 
 
+def test_what_a_killed_write_left_is_no_part_of_the_version(tmp_path):
+    store = open_store("folder", tmp_path)
+    published = store.publish("towers", write_files(tmp_path / "files", {"a.npy": b"1"}), schema=1)
+    left = tmp_path / "store" / "towers" / published.version / ".manifest.json.0123456789abcdef.tmp"
+    left.write_bytes(b"half")
+    store.verify("towers", published.version)
+    assert store.fetch("towers", max_schema=1).manifest == published
+
+
 def test_a_version_without_manifest_does_not_exist(store, manifest):
     store.objects.remove(stored_key(store, manifest))
     assert store.versions("towers") == []

@@ -1,12 +1,6 @@
 """`python -m trainers.des`, or `torchrun --standalone --nproc-per-node 2 -m trainers.des`."""
 
-import sys
-
-import typer
-
 from trainers.des.main import main
+from trainers.runtime import command
 
-try:
-    typer.run(main)
-except KeyboardInterrupt:
-    sys.exit(130)
+command.run(main)

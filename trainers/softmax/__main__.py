@@ -1,7 +1,6 @@
 """`python -m trainers.softmax`, under torchrun or alone."""
 
-import typer
-
+from trainers.runtime import command
 from trainers.softmax.job import main
 
-typer.run(main)
+command.run(main)

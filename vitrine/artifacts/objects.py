@@ -6,6 +6,7 @@ in between (network, permissions, a full disk) is UnavailableError: it says noth
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -23,6 +24,9 @@ from vitrine.errors import UnavailableError
 Stamps = dict[str, tuple[int, int, int, int]]
 
 CHUNK = 8 << 20  # bytes in memory at once while a file is copied or hashed
+
+# A `put` under way, or one that was killed: no object yet. Names of objects do not start with a dot.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
 class Objects(ABC):
@@ -115,7 +119,7 @@ class LocalObjects(Objects):
         with self._reaching(key):
             target = self.path / key
             _make_folder(target.parent)
-            temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+            temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"  # as _TEMPORARY says
             try:
                 with _synced(temporary) as file:
                     file.write(data)
@@ -136,12 +140,17 @@ class LocalObjects(Objects):
             return {
                 os.path.relpath(path, self.path / key): s.st_size if stat.S_ISREG(s.st_mode) else -1
                 for path, s in self._entries(key)
+                if not _TEMPORARY.fullmatch(os.path.basename(path))
             }
 
     def stamps(self, key: str) -> Stamps:
         """Stamps of every file below."""
         with self._reaching(key):
-            return {path: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in self._entries(key)}
+            return {
+                path: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+                for path, s in self._entries(key)
+                if not _TEMPORARY.fullmatch(os.path.basename(path))
+            }
 
     def modified(self, key: str) -> float:
         with self._reaching(key):
