@@ -213,10 +213,7 @@ class ArtifactStore:
             before = None
         self.objects.put(key, f"{version}\n".encode())
         if not self._is_published(name, version):  # pruned in between
-            if before is None:
-                self.objects.remove(key)
-            else:
-                self.objects.put(key, f"{before}\n".encode())
+            self._put_back(name, key, before)
             raise self._missing(name, f"version {version} was pruned meanwhile")
 
     def rollback(self, name: str, to: str | None = None, ref: str = "stable") -> str:
@@ -274,6 +271,16 @@ class ArtifactStore:
         return removed
 
     # Helpers
+
+    def _put_back(self, name: str, key: str, before: str | None) -> None:
+        """Let a ref name what it named before, or the newest version where that is gone as well."""
+        if before is None:
+            self.objects.remove(key)
+            return
+        for version in (before, *reversed(self.versions(name))):
+            self.objects.put(key, f"{version}\n".encode())
+            if self._is_published(name, version):
+                return
 
     def _key(self, name: str, version: str = "") -> str:
         folder = qualify(self.namespace, check_name(name))
