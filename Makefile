@@ -46,7 +46,7 @@ setup: .venv/installed .venv/built
 	@echo "vitrine: installing into .venv, 2 of 3: clients, servers and tools"
 	@$(BIN)/pip install -qq -r constraints.txt
 	@echo "vitrine: installing into .venv, 3 of 3: the package and its C++ extension"
-	@$(BIN)/pip install -qq -c constraints.txt --no-build-isolation -e '.[serve,train,dev]'
+	@$(BIN)/pip install -qq -c constraints.txt --no-build-isolation -e '.[serve,train,load,dev]'
 	@touch $@ .venv/built
 
 .venv/built: $(NATIVE_SOURCES) .venv/installed

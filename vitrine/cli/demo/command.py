@@ -23,9 +23,9 @@ from vitrine.cli.applications import application_environment, applications_root
 from vitrine.cli.demo import report, show
 from vitrine.cli.demo.market import open_view
 from vitrine.cli.demo.panel import Panel
-from vitrine.cli.demo.system import DemoError, System, vitrine_settings
 from vitrine.cli.demo.training import TRAINERS, Trained, train
 from vitrine.cli.demo.walk import Stage, Walk, walk
+from vitrine.cli.system import DemoError, System, vitrine_settings
 from vitrine.data import beauty, simulator
 from vitrine.data.replay import user_events
 from vitrine.errors import UnavailableError

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vitrine.cli.demo.market import MarketView
-from vitrine.cli.demo.system import System
 from vitrine.cli.demo.walk import Ranked, Walk
+from vitrine.cli.system import System
 from vitrine.runtime.embedded import EmbeddedStack
 
 # Facts in the order shown: field, what it is, unit.

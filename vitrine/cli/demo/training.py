@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrine.cli.applications import trainer_arguments
 from vitrine.cli.demo.panel import Panel
-from vitrine.cli.demo.system import System
+from vitrine.cli.system import System
 
 TRAINERS = {
     "catalog": "train catalog (crowd -> ads and bids)",

@@ -12,7 +12,7 @@ from kafka import KafkaProducer
 
 from vitrine.api.events.v1.events_pb2 import UserEvent
 from vitrine.cli.demo.market import MarketView, Photo
-from vitrine.cli.demo.system import DemoError, System
+from vitrine.cli.system import DemoError, System
 from vitrine.client import AnnClient, CtrClient, MatchingClient
 from vitrine.matching.record import StoredList, decode
 from vitrine.matching.store import Store
