@@ -1,4 +1,4 @@
-"""The demo's processes: trainers, services and the worker, each a real one, all ended with the demo."""
+"""A run's processes: trainers, services and the worker, each a real one, all ended with the run."""
 
 import json
 import subprocess
@@ -11,19 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
+from vitrine.runtime.health import is_serving
 from vitrine.runtime.process import spawn, stop
 
 
-class DemoError(Exception):
-    """The demo cannot go on; the message says what failed and where its log lies."""
+class RunError(Exception):
+    """A run of the whole system cannot go on; the message says what failed and where its log lies."""
 
 
 @dataclass
 class Service:
-    """A running service. `address` is host:port of its gRPC server."""
+    """A running service. `address`, `metrics` and `health` are host:port of what it listens on."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -31,11 +29,13 @@ class Service:
     log: Path
     address: str = ""
     metrics: str = ""
+    health: str = ""
+    health: str = ""
 
 
 @dataclass
 class System:
-    """Starts what the demo needs and stops it all in `close`.
+    """Starts what a run needs and stops it all in `close`.
 
     folder: where logs and address files go; environment: VITRINE_ settings that every process shares.
     """
@@ -57,24 +57,25 @@ class System:
         return self.services[name]
 
     def wait_serving(self, name: str, timeout_s: float = 60.0) -> Service:
-        """Wait until the service's health is SERVING. Raises DemoError where it ends or takes too long."""
+        """Wait until the service's health is SERVING. Raises RunError where it ends or takes too long."""
         service = self.services[name]
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if service.process.poll() is not None:
-                raise DemoError(f"{name} ended with {service.process.returncode}: {tail(service.log)}")
+                raise RunError(f"{name} ended with {service.process.returncode}: {tail(service.log)}")
             if service.address_file.exists():
                 announced = json.loads(service.address_file.read_text())
                 service.address, service.metrics = announced["address"], announced["metrics"]
-                if is_serving(service.address):
+                service.health = announced["health"]
+                if is_serving(service.health):
                     return service
             time.sleep(0.05)
-        raise DemoError(f"{name} did not become healthy in {timeout_s:.0f} s: {tail(service.log)}")
+        raise RunError(f"{name} did not become healthy in {timeout_s:.0f} s: {tail(service.log)}")
 
     def run_job(
         self, name: str, module: list[str], arguments: list[str], on_progress: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
-        """Run a trainer to its end and return its result line. Raises DemoError where it fails."""
+        """Run a trainer to its end and return its result line. Raises RunError where it fails."""
         log = self.folder / f"{name}.log"
         environment = {**self.environment, "VITRINE_PROGRESS": "json", "OMP_NUM_THREADS": "1"}
         process = self._spawn([*module, *arguments], environment, log)
@@ -92,7 +93,7 @@ class System:
             elif "step" in message:
                 on_progress(message)
         if process.returncode != 0 or not result:
-            raise DemoError(f"{name} ended with {process.returncode}: {tail(log)}")
+            raise RunError(f"{name} ended with {process.returncode}: {tail(log)}")
         return result
 
     def _spawn(self, arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -132,16 +133,6 @@ def _lines(log: Path, process: subprocess.Popen[bytes]) -> Iterator[str]:
             time.sleep(0.1)
 
 
-def is_serving(address: str) -> bool:
-    """Whether the server at `address` says SERVING of itself as a whole."""
-    with grpc.insecure_channel(address) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
 def tail(log: Path, lines: int = 15) -> str:
     """The log's path and its last lines, for an error message."""
     with log.open(errors="replace") as handle:
@@ -151,5 +142,5 @@ def tail(log: Path, lines: int = 15) -> str:
 
 def vitrine_settings(**settings: str) -> dict[str, str]:
     """Variables `VITRINE_<NAME>`, with free loopback ports for whatever listens."""
-    own = {"host": "127.0.0.1", "port": "0", "metrics_port": "0", **settings}
+    own = {"host": "127.0.0.1", "port": "0", "metrics_port": "0", "health_port": "0", **settings}
     return {f"VITRINE_{key.upper()}": value for key, value in own.items()}

@@ -8,16 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from kafka import KafkaProducer
 
 from vitrine.api.events.v1.events_pb2 import UserEvent
+from vitrine.cli.bringup import Running
 from vitrine.cli.demo.market import MarketView, Photo
-from vitrine.cli.system import DemoError, System
+from vitrine.cli.system import RunError
 from vitrine.client import AnnClient, CtrClient, MatchingClient
 from vitrine.matching.record import StoredList, decode
-from vitrine.matching.store import Store
-from vitrine.placement import qualify
-from vitrine.runtime.kafka import key_of
 
 MEASURED_EVENTS = 200  # events whose way from the send to the stored list is timed, one after the other
 CRASH_EVENTS = 2_000  # events in flight while the worker is killed
@@ -55,55 +52,26 @@ class Walk:
 
 @dataclass
 class Stage:
-    """What the walk acts on. `sent` counts the events that the demo has put into `user-events`."""
+    """What the walk acts on."""
 
-    system: System
+    up: Running
     market: MarketView
-    namespace: str
-    producer: KafkaProducer
-    store: Store
     restart_worker: Callable[[], None]
     run_auction: Callable[[int], tuple[int, str]]  # user -> (events written, what the front end printed)
     say: Callable[[str], None]
-    sent: int = 0
-
-    def send(self, event: UserEvent, *, wait: bool = False) -> None:
-        """Append an event to `user-events`; `wait` for the broker's acknowledgement."""
-        sending = self.producer.send(
-            qualify(self.namespace, "user-events"), key=key_of(event.user_id), value=event.SerializeToString()
-        )
-        self.sent += 1
-        if wait:
-            sending.get(timeout=30)
 
     def stored(self, user_id: int) -> StoredList | None:
         """The user's list as it lies in Redis."""
-        record = self.store.read_list(user_id)
+        record = self.up.store.read_list(user_id)
         return None if record is None else decode(record)
-
-    def applied(self) -> int:
-        """Events that the worker has applied, from the counters kept in the buckets."""
-        return self.store.applied()
-
-    def wait_applied(self, timeout_s: float, show: Callable[[int], None] = lambda applied: None) -> None:
-        """Wait until everything sent is applied. Raises DemoError where it takes longer, or some counted twice."""
-        self.producer.flush()
-        deadline = time.monotonic() + timeout_s
-        while (applied := self.applied()) != self.sent:
-            show(applied)
-            if applied > self.sent:
-                raise DemoError(f"{applied} events applied of {self.sent} sent: some counted twice")
-            if time.monotonic() > deadline:
-                raise DemoError(f"{applied} of {self.sent} events applied after {timeout_s:.0f} s")
-            time.sleep(0.05)
 
 
 def walk(stage: Stage) -> Walk:
     """Run the steps in turn and measure each."""
     seen = Walk()
-    matching = MatchingClient(stage.system.services["matching"].address)
-    ctr = CtrClient(stage.system.services["ctr"].address)
-    ann = AnnClient(stage.system.services["ann"].address)
+    matching = MatchingClient(stage.up.system.services["matching"].address)
+    ctr = CtrClient(stage.up.system.services["ctr"].address)
+    ann = AnnClient(stage.up.system.services["ann"].address)
     with matching, ctr, ann:
         steps: dict[str, Callable[[], None]] = {
             "a purchase changes a list": lambda: _one_event(stage, seen, matching),
@@ -116,10 +84,10 @@ def walk(stage: Stage) -> Walk:
         for title, step in steps.items():
             with _timed(seen, title, stage.say):
                 step()
-    stage.wait_applied(60)
-    seen.facts["events_sent"] = stage.sent
-    seen.facts["events_applied"] = stage.applied()
-    seen.facts["lists_stored"] = stage.store.lists()
+    stage.up.wait_applied(60)
+    seen.facts["events_sent"] = stage.up.sent
+    seen.facts["events_applied"] = stage.up.applied()
+    seen.facts["lists_stored"] = stage.up.store.lists()
     return seen
 
 
@@ -157,13 +125,13 @@ def _send_and_wait(stage: Stage, event: UserEvent) -> tuple[float, bool]:
     before = stage.stored(event.user_id)
     revision = before.revision if before is not None else 0
     started = time.perf_counter()
-    stage.send(event, wait=True)
+    stage.up.send(event, wait=True)
     while True:
         after = stage.stored(event.user_id)
         if after is not None and after.revision > revision:
             break
         if time.perf_counter() - started > 30:
-            raise DemoError(f"user {event.user_id}'s list did not change within 30 s of the event")
+            raise RunError(f"user {event.user_id}'s list did not change within 30 s of the event")
         time.sleep(0.0005)
     milliseconds = (time.perf_counter() - started) * 1e3
     served = after.served
@@ -184,29 +152,29 @@ def _many_events(stage: Stage, seen: Walk) -> None:
 
 def _crash(stage: Stage, seen: Walk) -> None:
     """Kill the worker while events stream in, restart it, and count: nothing lost, nothing doubled."""
-    before = stage.applied()
+    before = stage.up.applied()
     for event in itertools.islice(itertools.cycle(reversed(stage.market.purchases)), CRASH_EVENTS):
-        stage.send(event)
-    stage.producer.flush()
+        stage.up.send(event)
+    stage.up.producer.flush()
     deadline = time.monotonic() + 30
-    while stage.applied() == before and time.monotonic() < deadline:
+    while stage.up.applied() == before and time.monotonic() < deadline:
         time.sleep(0.001)
-    stage.system.kill("worker")
-    at_kill = stage.applied()
+    stage.up.system.kill("worker")
+    at_kill = stage.up.applied()
     stage.restart_worker()
     started = time.monotonic()
-    stage.wait_applied(60)
+    stage.up.wait_applied(60)
     seen.facts["recovered_s"] = round(time.monotonic() - started, 2)
     stage.say(
-        f"worker killed with -9 at {at_kill:,} of {stage.sent:,} events and restarted: "
-        f"{stage.applied():,} applied, none lost, none twice"
+        f"worker killed with -9 at {at_kill:,} of {stage.up.sent:,} events and restarted: "
+        f"{stage.up.applied():,} applied, none lost, none twice"
     )
 
 
 def _auction(stage: Stage, seen: Walk) -> None:
     """The ad front end of `examples/`, as anyone would run it."""
     events, seen.auction = stage.run_auction(seen.user_id)
-    stage.sent += events
+    stage.up.sent += events
     stage.say(seen.auction.strip())
 
 

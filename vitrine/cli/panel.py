@@ -1,4 +1,4 @@
-"""What the demo shows while it works: a live panel on a terminal, one line a change elsewhere."""
+"""What a whole run shows while it works: a live panel on a terminal, one line a change elsewhere."""
 
 import threading
 import time

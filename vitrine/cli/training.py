@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrine.cli.applications import trainer_arguments
-from vitrine.cli.demo.panel import Panel
+from vitrine.cli.panel import Panel
 from vitrine.cli.system import System
 
 TRAINERS = {
@@ -31,7 +31,7 @@ def train(
 ) -> Trained:
     """Start all trainers: catalog, des and softmax at once, bdg after softmax; des and softmax as two processes.
 
-    Each future raises DemoError where its job fails.
+    Each future raises RunError where its job fails.
     """
     work = system.folder / "work"
     common = ["--store", str(store), "--namespace", namespace]
