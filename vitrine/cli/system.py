@@ -30,7 +30,6 @@ class Service:
     address: str = ""
     metrics: str = ""
     health: str = ""
-    health: str = ""
 
 
 @dataclass
