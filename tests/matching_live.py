@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import numpy as np
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kafka import KafkaConsumer, TopicPartition
 from matching_kit import (
     DAY_MS,
@@ -33,6 +31,7 @@ from vitrine.matching.store import Store
 from vitrine.placement import bucket_of, qualify
 from vitrine.runtime import kafka, process, redis, topics
 from vitrine.runtime.embedded import EmbeddedStack
+from vitrine.runtime.health import is_serving
 
 PARTITIONS = 4
 STORED, SERVED = 20, 10
@@ -58,7 +57,7 @@ class Service:
     def serving(self) -> bool:
         """Whether it says SERVING of itself; fails where it has ended."""
         assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.said()}"
-        return self._addresses.exists() and is_serving(self.address())
+        return self._addresses.exists() and is_serving(self.address("health"))
 
     def wait_serving(self) -> "Service":
         wait_for(self.serving, 60, lambda: f"not serving:\n{self.said()}")
@@ -210,15 +209,6 @@ def wait_for(done, timeout_s: float, describe=lambda: "it did not happen") -> No
     while not done():
         assert time.monotonic() < deadline, f"after {timeout_s:.0f} s: {describe()}"
         time.sleep(0.05)
-
-
-def is_serving(address: str) -> bool:
-    with grpc.insecure_channel(address) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def partition_of(user_id: int) -> int:

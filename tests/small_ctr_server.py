@@ -57,11 +57,12 @@ class SmallCtr(ctr_pb2_grpc.CtrServiceServicer):
 
 @dataclass
 class Running:
-    """A server process that listens at `address`; its metrics page is at `metrics`."""
+    """A server process that listens at `address`; its metrics page is at `metrics`, its health port at `health`."""
 
     process: subprocess.Popen
     address: str
     metrics: str
+    health: str
     log: Path
 
     def page(self) -> str:
@@ -91,7 +92,7 @@ def running(tmp_path: Path, *flags: str) -> Iterator[Running]:
         line = process.stdout.readline()
         assert line, f"the server did not start: {log.read_text()}"
         said = json.loads(line)
-        yield Running(process, said["address"], said["metrics"], log)
+        yield Running(process, said["address"], said["metrics"], said["health"], log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 from google.protobuf import unknown_fields
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
+
+from vitrine import channels
+from vitrine.channels import Security
 
 
 class VitrineError(Exception):
@@ -36,6 +37,14 @@ class NotFoundError(VitrineError, LookupError):
     """What was asked for does not exist."""
 
 
+class UnauthenticatedError(VitrineError):
+    """The server knows no caller by this token, or was shown none."""
+
+
+class PermissionDeniedError(VitrineError):
+    """The caller is known, and may not call this method."""
+
+
 class UnavailableError(VitrineError):
     """No server, or one that cannot answer now; the call may succeed later."""
 
@@ -45,32 +54,42 @@ class DeadlineExceededError(VitrineError, TimeoutError):
 
 
 class ResourceExhaustedError(VitrineError):
-    """The message is larger than the server takes, or the server has too many calls at once."""
+    """The message is larger than the server takes, it has too many calls at once, or this caller makes too many."""
 
 
-_Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
 class Client:
     """A share in the channel to one target, and the call that every method makes."""
 
-    def __init__(self, target: str, *, timeout_s: float = 1.0, wait_for_ready: bool = False) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = 1.0,
+        wait_for_ready: bool = False,
+        security: Security | None = None,
+    ) -> None:
         """
         target:         "host:port", or any gRPC name; several addresses of one name take turns.
         timeout_s:      deadline of a call, retries included, where the call gives none.
         wait_for_ready: wait for a server within the deadline, where there is none yet, rather than fail.
+        security:       TLS, the client's certificate and its token; None is plaintext without a token.
+
+        Raises ValueError naming the file of `security` that cannot be used.
         """
         self._timeout_s = timeout_s
         self._wait_for_ready = wait_for_ready
         self._target: str | None = target
-        self._channel = _Channels.take(target)
+        self._security = security
+        self._channel = cast(grpc.Channel, channels.take(target, security))  # as far as stubs need one
 
     def close(self) -> None:
         """Gives the share in the channel back; the last one closes it."""
         if self._target is not None:
             target, self._target = self._target, None
-            _Channels.give_back(target)
+            channels.give_back(target, self._security)
 
     def __enter__(self) -> Self:
         return self
@@ -82,8 +101,8 @@ class Client:
 
     def _call(
         self,
-        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
-        request: _Request,
+        method: Callable[..., _Response],
+        request: Any,
         timeout_s: float | None,
     ) -> _Response:
         if self._target is None:
@@ -95,60 +114,9 @@ class Client:
             raise _error(error) from error
 
 
-class _Channels:
-    """One channel a target in this process, counted by its users."""
-
-    _lock = threading.Lock()
-    _open: ClassVar[dict[str, tuple[grpc.Channel, int]]] = {}
-
-    _service_config = json.dumps(
-        {
-            "loadBalancingConfig": [{"round_robin": {}}],
-            "methodConfig": [
-                {
-                    "name": [{}],
-                    "retryPolicy": {
-                        "maxAttempts": 4,
-                        "initialBackoff": "0.1s",
-                        "maxBackoff": "1s",
-                        "backoffMultiplier": 2.5,
-                        "retryableStatusCodes": ["UNAVAILABLE"],
-                    },
-                }
-            ],
-            # Stops retrying where more than about one call in ten fails, so that retries do not fell a weak server.
-            "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.1},
-        }
-    )
-    _options: ClassVar[list[tuple[str, Any]]] = [
-        ("grpc.service_config", _service_config),
-        ("grpc.max_receive_message_length", 64 * 2**20),
-        # A server that restarts is found again within the retries' second, not after grpc's backoff of minutes.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 500),
-        ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-    ]
-
-    @classmethod
-    def take(cls, target: str) -> grpc.Channel:
-        with cls._lock:
-            channel, users = cls._open.get(target) or (grpc.insecure_channel(target, cls._options), 0)
-            cls._open[target] = channel, users + 1
-            return channel
-
-    @classmethod
-    def give_back(cls, target: str) -> None:
-        with cls._lock:
-            channel, users = cls._open.pop(target)
-            if users > 1:
-                cls._open[target] = channel, users - 1
-            else:
-                channel.close()
-
-
 _CLASSES: dict[grpc.StatusCode, type[VitrineError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,

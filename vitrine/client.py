@@ -4,8 +4,8 @@
         matches = matching.get_matches(user_id=17, k=20)
         scores = ctr.score(matches.context, matches.ads)
 
-Clients are thread-safe and cheap: those of one target share one channel. Calls that end in UNAVAILABLE are tried up
-to four times within their deadline; all methods only read, so a repeated call does no harm.
+Clients are thread-safe and cheap: those of one target and security share one channel. Calls that end in UNAVAILABLE
+are tried up to four times within their deadline; all methods only read, so a repeated call does no harm.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ from vitrine.calls import (
     DeadlineExceededError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
     VitrineError,
 )
+from vitrine.channels import Security
 
 __all__ = [
     "AnnClient",
@@ -44,10 +47,13 @@ __all__ = [
     "Matches",
     "MatchingClient",
     "NotFoundError",
+    "PermissionDeniedError",
     "ResourceExhaustedError",
     "Scores",
     "SearchResult",
+    "Security",
     "Source",
+    "UnauthenticatedError",
     "UnavailableError",
     "UserContext",
     "Verdict",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from matching_kit import START_MS
-from matching_live import SERVED, Live, is_serving, live, wait_for
+from matching_live import SERVED, Live, live, wait_for
 
 from vitrine.api.events.v1.events_pb2 import AdUpdate
 from vitrine.api.matching.v1 import matching_pb2 as pb
@@ -15,6 +15,7 @@ from vitrine.data.replay import user_event
 from vitrine.matching import state
 from vitrine.placement import qualify
 from vitrine.runtime.embedded import EmbeddedStack
+from vitrine.runtime.health import is_serving
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_an_event_changes_the_list_and_everything_lost_still_answers(run: Live):
         assert lost.source == pb.SOURCE_FALLBACK_STORE_LOST
         assert len(lost.ad_ids) == SERVED
         wait_for(lambda: server.metric("vitrine_degraded") == 1, 20)
-        assert is_serving(server.address())
+        assert is_serving(server.address("health"))
         run.stack.start_redis()
         wait_for(lambda: matches(42).source == pb.SOURCE_STORED, 20)
         assert list(matches(42).ad_ids) == list(second.ad_ids)
@@ -130,14 +131,14 @@ def test_the_server_stops_serving_once_kafka_is_silent_beyond_the_bound(run: Liv
     run.stack.kill_kafka()
     killed = time.monotonic()
     try:
-        wait_for(lambda: not is_serving(server.address()), 30)
+        wait_for(lambda: not is_serving(server.address("health")), 30)
         assert time.monotonic() - killed > 1  # not before the bound, counted from the last word
         with grpc.insecure_channel(server.address()) as channel:
             answer = MatchingServiceStub(channel).GetMatches(pb.GetMatchesRequest(user_id=1, k=1), timeout=5)
             assert len(answer.ad_ids) == 1  # calls in between are still answered
     finally:
         run.stack.start_kafka()
-    wait_for(lambda: is_serving(server.address()), 30)
+    wait_for(lambda: is_serving(server.address("health")), 30)
 
 
 def test_the_in_memory_broker_carries_events_to_lists(namespace: str, tmp_path):

@@ -276,7 +276,12 @@ def test_not_serving_while_loading_and_serving_after_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "variable"), [("--port", "VITRINE_PORT"), ("--metrics-port", "VITRINE_METRICS_PORT")]
+    ("flag", "variable"),
+    [
+        ("--port", "VITRINE_PORT"),
+        ("--metrics-port", "VITRINE_METRICS_PORT"),
+        ("--health-port", "VITRINE_HEALTH_PORT"),
+    ],
 )
 def test_a_port_in_use_is_one_line_that_says_what_to_change(flag, variable):
     with socket.socket() as taken:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 from grpc_health.v1 import health as grpc_health
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vitrine.runtime import logs, metrics
 
 # None or True: fine. A string says why not; False says only that.
 Check = Callable[[], "str | bool | None"]
+
+# Says SERVING as long as the process answers at all, drain or not: what a liveness probe asks.
+LIVE = "live"
 
 _log = logs.get_logger(__name__)
 
@@ -117,6 +122,43 @@ class Health:
             self.servicer.set(name, codes.SERVING if self._serving else codes.NOT_SERVING)
 
 
+class HealthServer:
+    """The health port: plaintext gRPC of grpc.health.v1 alone, since probes speak no TLS and have no token.
+
+    It listens until the process ends, so that a probe sees NOT_SERVING during the drain, not a closed port.
+    """
+
+    def __init__(self, health: Health) -> None:
+        self._server = grpc.server(
+            ThreadPoolExecutor(2, thread_name_prefix="health-rpc"),
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)],
+            maximum_concurrent_rpcs=100,  # anybody may call it, so what it holds open is bounded; watches count
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
+
+    def bind(self, host: str, port: int) -> int:
+        """Listens, without answering yet; the port. Raises RuntimeError where it is taken."""
+        return self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+    def start(self) -> None:
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+
+
+def is_serving(address: str, service: str = "", timeout_s: float = 1.0) -> bool:
+    """Whether the process with this health port says SERVING of `service`, by default of itself as a whole."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout_s
+            )
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
 class _Servicer(grpc_health.HealthServicer):
     """The standard servicer, with Watch streams that cannot hold anybody up.
 
@@ -130,6 +172,11 @@ class _Servicer(grpc_health.HealthServicer):
         self._watches: dict[int, Callable[[health_pb2.HealthCheckResponse | None], None]] = {}
         self._sends: queue.SimpleQueue[tuple[Any, health_pb2.HealthCheckResponse | None]] = queue.SimpleQueue()
         threading.Thread(target=self._send_forever, name="health-watch", daemon=True).start()
+
+    def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
+        if request.service == LIVE:
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        return super().Check(request, context)
 
     def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> None:  # noqa: N802
         ended = threading.Event()

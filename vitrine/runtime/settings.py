@@ -36,7 +36,16 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(0, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus page; 0 takes a free one.")
+    health_port: int = Field(0, ge=0, le=65535, description="Plaintext port of health alone; 0 takes a free one.")
     address_file: Path | None = Field(None, description="File to write the addresses listened on to, as JSON.")
+
+    tls_cert: Path | None = Field(None, description="PEM certificate chain: TLS on every port but the health port.")
+    tls_key: Path | None = Field(None, description="PEM private key of the certificate.")
+    tls_client_ca: Path | None = Field(None, description="PEM CA: callers must show a certificate of it (mTLS).")
+    callers: Path | None = Field(None, description="TOML file of who may call what; without it everybody may.")
+
+    otlp_endpoint: str = Field("", description="Where traces go: http://host:4317 (OTLP) or file:///path.")
+    trace_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces begun here that are recorded.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     reflection: bool = Field(False, description="Answer gRPC server reflection, for `buf curl` and the like.")

@@ -1,0 +1,58 @@
+"""An HTTP application as a process's front: uvicorn on a thread, with the life that gRPC processes have."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from vitrine.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGIApplication
+
+
+class HttpFront:
+    """Serves an ASGI application on the settings' port: `Lifecycle(settings, "console", HttpFront(...))`."""
+
+    def __init__(self, settings: Settings, app: ASGIApplication) -> None:
+        import uvicorn
+
+        self._settings = settings
+        # No log set-up of uvicorn's own: what it says comes as JSON lines like the rest.
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False)
+        self._server = uvicorn.Server(config)
+        self._socket: socket.socket | None = None
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being handled now."""
+        return len(self._server.server_state.tasks)
+
+    def bind(self) -> int:
+        """Listens and returns the port; raises OSError where it is taken."""
+        settings = self._settings
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        self._socket = socket.socket(family, kind, protocol)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(address)
+        self._socket.listen(self._server.config.backlog)
+        return int(self._socket.getsockname()[1])
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._thread.start()
+
+    def stop(self, grace_s: float) -> None:
+        """No new requests; returns once those in flight have ended, after about `grace_s` at the latest."""
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
+        self._server.should_exit = True
+        self._thread.join(grace_s + 5)
+
+    def _run(self) -> None:
+        assert self._socket is not None, "bind comes before start"
+        self._server.run(sockets=[self._socket])
