@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "arguments.hpp"
+#include "cluster.hpp"
 #include "dispatch.hpp"
+#include "graph.hpp"
 #include "hamming.hpp"
 #include "match.hpp"
 #include "murmur2.hpp"
@@ -142,6 +144,199 @@ nb::object py_tower_pctr(float user_bias, nb::object user_vec_, nb::object ads_,
   return out.take();
 }
 
+size_t within(const char* name, int64_t value, size_t least, size_t most) {
+  if (value < static_cast<int64_t>(least) || value > static_cast<int64_t>(most)) {
+    bad_value(std::string(name) + ": expected " + std::to_string(least) + " to " + std::to_string(most) + ", got " +
+              std::to_string(value));
+  }
+  return static_cast<size_t>(value);
+}
+
+// Refuses a node that is neither below `nodes` nor, where that is allowed, the mark of an unused slot.
+void check_nodes(const char* name, const uint32_t* values, size_t count, size_t nodes, bool unused) {
+  for (size_t i = 0; i < count; ++i) {
+    if (values[i] >= nodes && !(unused && values[i] == UINT32_MAX)) {
+      bad_value(std::string(name) + ": entry " + std::to_string(i) + " is " + std::to_string(values[i]) + ", but there are " +
+                std::to_string(nodes) + " nodes");
+    }
+  }
+}
+
+nb::object py_assign_centres(nb::object codes_, nb::object centres_, int64_t fan_, std::optional<std::string> kernel) {
+  const Input<uint64_t> codes("codes", codes_, 2), centres("centres", centres_, 2);
+  const size_t words = codes.shape(1), n = codes.shape(0), count = within("centres", centres.shape(0), 1, 65'000);
+  centres.expect({count, words}, "as many words as codes has");
+  const size_t fan = within("fan", fan_, 1, std::min<size_t>(count, 64));
+  const Kernels& kernels = kernels_of(kernel);
+  Output<uint32_t> out("codes", {n, fan});
+  {
+    const nb::gil_scoped_release released;
+    std::vector<uint32_t> rows(std::max(n, count));
+    std::iota(rows.begin(), rows.end(), 0);
+    Block block;
+    block.fill(centres.data(), words, rows.data(), count);
+    block.nearest(kernels, codes.data(), rows.data(), n, fan, false, [&](size_t i, const uint32_t* best, size_t) {
+      for (size_t f = 0; f < fan; ++f) out.data()[i * fan + f] = best[f] & 0xffff;
+    });
+  }
+  return out.take();
+}
+
+nb::tuple py_cluster_neighbours(nb::object codes_, nb::object members_, int64_t overlap, int64_t leaf,
+                                int64_t neighbours, int64_t kept, uint64_t seed, std::optional<std::string> kernel) {
+  const Input<uint64_t> codes("codes", codes_, 2);
+  const Input<uint32_t> members("members", members_, 1);
+  const ClusterParameters parameters{within("overlap", overlap, 1, 64), within("leaf", leaf, 2, 32'768),
+                                     within("neighbours", neighbours, 1, 31), within("kept", kept, 1, 1'024), seed};
+  check_nodes("members", members.data(), members.size(), codes.shape(0), false);
+  const Kernels& kernels = kernels_of(kernel);
+  Output<uint32_t> nodes("members", {members.size(), parameters.kept}), leaves("members", {members.size()});
+  Output<uint16_t> distances("members", {members.size(), parameters.kept});
+  {
+    const nb::gil_scoped_release released;
+    Cluster cluster(kernels, codes.data(), codes.shape(1), members.data(), members.size(), parameters);
+    cluster.neighbours(members.data(), nodes.data(), distances.data(), leaves.data());
+  }
+  return nb::make_tuple(nodes.take(), distances.take(), leaves.take());
+}
+
+nb::tuple py_merge_lists(nb::object codes_, nb::object nodes_, nb::object distances_, nb::object places_,
+                         int64_t begin_, int64_t end_, int64_t degree_, int64_t slack_,
+                         std::optional<std::string> kernel) {
+  const Input<uint64_t> codes("codes", codes_, 2);
+  const Input<uint32_t> lists("nodes", nodes_, 2);
+  const Input<uint16_t> list_distances("distances", distances_, 2);
+  const Input<int64_t> places("places", places_, 2);
+  const size_t n = codes.shape(0), begin = within("begin", begin_, 0, n), end = within("end", end_, begin, n);
+  const size_t degree = within("degree", degree_, 1, 1'024), slack = within("slack", slack_, 100, 1'000);
+  list_distances.expect({lists.shape(0), lists.shape(1)}, "the shape of nodes");
+  places.expect({n, places.shape(1)}, "one row a node of codes");
+  const size_t per_node = places.shape(1);
+  for (size_t i = begin * per_node; i < end * per_node; ++i) {
+    if (places[i] < 0 || static_cast<size_t>(places[i]) >= lists.shape(0)) {
+      bad_value("places: entry " + std::to_string(i) + " is " + std::to_string(places[i]) + ", but there are " +
+                std::to_string(lists.shape(0)) + " lists");
+    }
+    const size_t row = static_cast<size_t>(places[i]) * lists.shape(1);
+    check_nodes("nodes", lists.data() + row, lists.shape(1), n, true);
+  }
+  const Kernels& kernels = kernels_of(kernel);
+  Output<uint32_t> nodes("degree", {end - begin, degree});
+  Output<uint16_t> distances("degree", {end - begin, degree});
+  {
+    const nb::gil_scoped_release released;
+    merge(kernels, {codes.data(), n, codes.shape(1)}, lists.data(), list_distances.data(), lists.shape(1),
+          places.data(), per_node, begin, end, degree, static_cast<uint32_t>(slack), nodes.data(), distances.data());
+  }
+  return nb::make_tuple(nodes.take(), distances.take());
+}
+
+nb::tuple py_incoming(nb::object forward_, nb::object distances_) {
+  const Input<uint32_t> forward("forward", forward_, 2);
+  const Input<uint16_t> distances("distances", distances_, 2);
+  const size_t n = forward.shape(0), degree = forward.shape(1);
+  distances.expect({n, degree}, "the shape of forward");
+  check_nodes("forward", forward.data(), forward.size(), n, true);
+  Output<int64_t> indptr("forward", {n + 1});
+  count_incoming(forward.data(), n, degree, indptr.data());
+  const auto total = static_cast<size_t>(indptr.data()[n]);
+  Output<uint32_t> sources("forward", {total});
+  Output<uint16_t> source_distances("forward", {total});
+  {
+    const nb::gil_scoped_release released;
+    fill_incoming(forward.data(), distances.data(), n, degree, indptr.data(), sources.data(), source_distances.data());
+  }
+  return nb::make_tuple(indptr.take(), sources.take(), source_distances.take());
+}
+
+nb::object py_cap_edges(nb::object codes_, nb::object forward_, nb::object distances_, nb::object indptr_,
+                        nb::object sources_, nb::object source_distances_, int64_t begin_, int64_t end_,
+                        int64_t degree_, int64_t spare_, int64_t slack_, std::optional<std::string> kernel) {
+  const Input<uint64_t> codes("codes", codes_, 2);
+  const Input<uint32_t> forward("forward", forward_, 2), sources("sources", sources_, 1);
+  const Input<uint16_t> distances("distances", distances_, 2), source_distances("source_distances", source_distances_, 1);
+  const Input<int64_t> indptr("indptr", indptr_, 1);
+  const size_t n = codes.shape(0), begin = within("begin", begin_, 0, n), end = within("end", end_, begin, n);
+  const size_t degree = within("degree", degree_, 2, 1'024), slack = within("slack", slack_, 100, 1'000);
+  const size_t spare = within("spare", spare_, 0, degree - 1), width = forward.shape(1);
+  forward.expect({n, width}, "one row a node of codes");
+  distances.expect({n, width}, "the shape of forward");
+  indptr.expect({n + 1}, "one entry a node of codes, and one");
+  source_distances.expect({sources.size()}, "one a source");
+  check_nodes("forward", forward.data() + begin * width, (end - begin) * width, n, true);
+  for (size_t i = begin; i < end; ++i) check_part("indptr", indptr, i, sources.size());
+  if (begin < end) {
+    const auto first = static_cast<size_t>(indptr[begin]);
+    check_nodes("sources", sources.data() + first, static_cast<size_t>(indptr[end]) - first, n, false);
+  }
+  const Kernels& kernels = kernels_of(kernel);
+  Output<uint32_t> edges("degree", {end - begin, degree});
+  {
+    const nb::gil_scoped_release released;
+    cap(kernels, {codes.data(), n, codes.shape(1)}, forward.data(), distances.data(), width, indptr.data(),
+        sources.data(), source_distances.data(), begin, end, degree, spare, static_cast<uint32_t>(slack), edges.data());
+  }
+  return edges.take();
+}
+
+// A graph's arrays, checked once and kept alive; searched from any thread.
+class Graph {
+ public:
+  Graph(nb::object codes, nb::object edges, nb::object entries)
+      : codes_("codes", codes, 2), edges_("edges", edges, 2), entries_("entries", entries, 1) {
+    const size_t n = codes_.shape(0), words = codes_.shape(1);
+    edges_.expect({n, edges_.shape(1)}, "one row a node of codes");
+    if (entries_.size() == 0 || entries_.size() > 32'768) bad_value("entries: expected 1 to 32,768 of them");
+    check_nodes("edges", edges_.data(), edges_.size(), n, true);
+    check_nodes("entries", entries_.data(), entries_.size(), n, false);
+    entry_codes_.fill(codes_.data(), words, entries_.data(), entries_.size());
+    view_ = {codes_.data(),  edges_.data(),       n,                words,
+             edges_.shape(1), entries_.data(), entry_codes_.data(), entries_.size(), entry_codes_.stride()};
+  }
+
+  nb::tuple walk(nb::object queries_, int64_t ef_, int64_t turns_, int64_t threads_,
+                 std::optional<std::string> kernel) const {
+    const Input<uint64_t> queries("queries", queries_, 2);
+    const size_t count = queries.shape(0);
+    queries.expect({count, view_.words}, "one row a query, as many words as codes has");
+    const size_t ef = std::min(within("ef", ef_, 1, 1'000'000), view_.nodes), turns = within("turns", turns_, 1, 64);
+    const size_t threads = std::min(positive("threads", threads_), std::max<size_t>(count, 1));
+    const Kernels& kernels = kernels_of(kernel);
+    Output<uint32_t> nodes("ef", {count, ef}), distances("ef", {count, ef}), counts("ef", {count}), scored("ef", {count});
+    {
+      const nb::gil_scoped_release released;
+      on_threads(threads, [&](size_t worker) {
+        const size_t begin = count * worker / threads, end = count * (worker + 1) / threads;
+        kernels.walk(view_, {queries.data() + begin * view_.words, end - begin, ef, turns},
+                     {nodes.data() + begin * ef, distances.data() + begin * ef, counts.data() + begin,
+                      scored.data() + begin});
+      });
+    }
+    return nb::make_tuple(nodes.take(), distances.take(), counts.take(), scored.take());
+  }
+
+  nb::tuple connect(int64_t ef_, std::optional<std::string> kernel) const {
+    const size_t ef = std::min(within("ef", ef_, 1, 1'000'000), view_.nodes);
+    const Kernels& kernels = kernels_of(kernel);
+    Output<uint32_t> edges("edges", {view_.nodes, view_.degree});
+    size_t added = 0;
+    {
+      const nb::gil_scoped_release released;
+      std::copy_n(view_.edges, view_.nodes * view_.degree, edges.data());
+      GraphView repaired = view_;
+      repaired.edges = edges.data();
+      added = vitrine::connect(kernels, repaired, edges.data(), ef);
+    }
+    return nb::make_tuple(edges.take(), added);
+  }
+
+ private:
+  Input<uint64_t> codes_;
+  Input<uint32_t> edges_, entries_;
+  Block entry_codes_;
+  GraphView view_{};
+};
+
 nb::object py_murmur2_decimal(nb::object ids_) {
   const Input<uint64_t> ids("ids", ids_, 1);
   Output<uint32_t> out("ids", {ids.size()});
@@ -190,6 +385,43 @@ NB_MODULE(_native, m) {
         "Click probability of one user on many ads: sigmoid(user_bias + ad_bias + <user_vec, ad_vec>).\n\n"
         "user_vec: (d,) float32; ads: (n,) uint32 ordinals; ad_bias: (ads,) and ad_vecs: (ads, d) float32.\n"
         "Returns (n,) float32 in (0, 1].");
+  m.def("assign_centres", &py_assign_centres, "codes"_a.none(), "centres"_a.none(), "fan"_a, nb::kw_only(),
+        "kernel"_a = nb::none(),
+        "The `fan` nearest centres of each code, nearest first; equal distances: the lower centre.\n\n"
+        "codes: (n, words) uint64 and centres: (c, words) uint64, row-major. Returns (n, fan) uint32.");
+  m.def("cluster_neighbours", &py_cluster_neighbours, "codes"_a.none(), "members"_a.none(), "overlap"_a, "leaf"_a,
+        "neighbours"_a, "kept"_a, "seed"_a, nb::kw_only(), "kernel"_a = nb::none(),
+        "Near neighbours of each member of a cluster among its members, by overlapping leaves.\n\n"
+        "codes: (n, words) uint64, row-major; members: (m,) uint32 rows of it. Each member is in at most `overlap`\n"
+        "leaves of at most `leaf` members and finds its `neighbours` nearest in each.\n"
+        "Returns nodes (m, kept) uint32 and distances (m, kept) uint16, by (distance, node), 2^32 - 1 and 65535 where\n"
+        "there are fewer; and leaves (m,) uint32, each member's first leaf.");
+  m.def("merge_lists", &py_merge_lists, "codes"_a.none(), "nodes"_a.none(), "distances"_a.none(), "places"_a.none(),
+        "begin"_a, "end"_a, "degree"_a, "slack"_a, nb::kw_only(), "kernel"_a = nb::none(),
+        "Each node's lists merged, and pruned by relative neighbourhood to at most `degree`, for nodes begin to end.\n\n"
+        "nodes (lists, length) uint32 and distances uint16 as `cluster_neighbours` returns them; places: (n, p) int64,\n"
+        "each node's rows of them. slack: 100 drops q where a kept r has d(r, q) < d(p, q), more keeps more.\n"
+        "Returns nodes and distances, both (end - begin, degree).");
+  m.def("incoming", &py_incoming, "forward"_a.none(), "distances"_a.none(),
+        "The edges of (n, degree) uint32 turned round: indptr (n + 1,) int64, sources uint32 and distances uint16.");
+  m.def("cap_edges", &py_cap_edges, "codes"_a.none(), "forward"_a.none(), "distances"_a.none(), "indptr"_a.none(),
+        "sources"_a.none(), "source_distances"_a.none(), "begin"_a, "end"_a, "degree"_a, "spare"_a, "slack"_a,
+        nb::kw_only(), "kernel"_a = nb::none(),
+        "Forward and incoming edges of nodes begin to end together, nearest first, pruned where there are more than\n"
+        "degree - spare. Returns (end - begin, degree) uint32, 2^32 - 1 where unused.");
+  nb::class_<Graph>(m, "Graph",
+                    "A nearest-neighbour graph over codes; its arrays are checked once and must not change.\n\n"
+                    "codes: (n, words) uint64, row-major; edges: (n, degree) uint32, 2^32 - 1 from the first unused slot\n"
+                    "on; entries: (e,) uint32, the nodes that walks may begin at.")
+      .def(nb::init<nb::object, nb::object, nb::object>(), "codes"_a.none(), "edges"_a.none(), "entries"_a.none())
+      .def("walk", &Graph::walk, "queries"_a.none(), "ef"_a, "turns"_a = 1, "threads"_a = 1, nb::kw_only(),
+           "kernel"_a = nb::none(),
+           "The nodes nearest to each query that a best-first search with a list of `ef` finds.\n\n"
+           "queries: (q, words) uint64; turns: walks interleaved on a thread.\n"
+           "Returns nodes and distances (q, ef) uint32, nearest first, ties by node; counts (q,) of them; and scored (q,),\n"
+           "the distances computed.")
+      .def("connect", &Graph::connect, "ef"_a = 64, nb::kw_only(), "kernel"_a = nb::none(),
+           "Edges with those added that make every node reachable from the entries, and how many were.");
   m.def("murmur2_decimal", &py_murmur2_decimal, "ids"_a.none(),
         "Kafka's murmur2 of each id's decimal digits: (n,) uint64 -> (n,) uint32.");
 }

@@ -23,6 +23,34 @@ struct ScanBlock {
   size_t end;
 };
 
+// A flat graph: node i has row i of row-major codes ([nodes][words]) and of edges ([nodes][degree], UINT32_MAX from the
+// first unused slot on). Walks begin at the nearest of `entries`, whose codes are word-major ([words][entry_stride],
+// entry_stride a multiple of `block_rows`).
+struct GraphView {
+  const uint64_t* codes;
+  const uint32_t* edges;
+  size_t nodes, words, degree;
+  const uint32_t* entries;
+  const uint64_t* entry_codes;
+  size_t entry_count, entry_stride;
+};
+
+// `count` queries ([count][words]), `ef` nodes kept of each, `turns` walks interleaved.
+struct WalkInput {
+  const uint64_t* queries;
+  size_t count, ef, turns;
+};
+
+// nodes, distances: [count][ef], nearest first; counts: how many of them; scored: distances computed, may be null.
+struct WalkOutput {
+  uint32_t *nodes, *distances, *counts, *scored;
+};
+
+// Rows of a block for `Kernels::nearest` are padded to a multiple of this.
+inline constexpr size_t block_rows = 64;
+// Queries of a tile of `Kernels::nearest`: 4, or 2 or 1 for what is left.
+inline constexpr size_t nearest_tile_size = 4;
+
 struct Kernels {
   const char* name;
 
@@ -34,6 +62,23 @@ struct Kernels {
   // distance << 32 | row, into hits + query * hit_stride; their number is added to counts[query].
   void (*scan)(const ScanBlock& block, const uint64_t* packed, size_t tile, const uint32_t* bounds, uint64_t* hits,
                size_t hit_stride, size_t* counts);
+
+  // For each query of a tile of 4, 2 or 1: the k nearest of rows [0, block.end) by (distance, row), ascending, as
+  // distance << 16 | row into best + query * k, and their number; row skip[query] is left out. block.stride is a
+  // multiple of block_rows and below 65,536, distances below 65,535; `distances` is scratch, [tile][block.stride].
+  void (*nearest)(const ScanBlock& block, const uint64_t* packed, size_t tile, const uint32_t* skip, size_t k,
+                  uint16_t* distances, uint32_t* best, size_t* counts);
+
+  // Best-first search of a graph; walk.hpp.
+  void (*walk)(const GraphView& graph, const WalkInput& in, const WalkOutput& out);
+
+  // Relative neighbourhood: of `count` candidates (distance << 32 | node, ascending), those q for which no kept r has
+  // d(r, q) * slack < d(p, q) * 100; at most `limit`. Returns their number; `kept` are candidates.
+  size_t (*prune)(const uint64_t* codes, size_t words, const uint64_t* candidates, size_t count, size_t limit,
+                  uint32_t slack, uint64_t* kept);
+
+  // Hamming distance of two codes.
+  uint32_t (*distance)(const uint64_t* a, const uint64_t* b, size_t words);
 
   // out[i] = sigmoid(user_bias + ad_bias[ads[i]] + <user, ad_vecs[ads[i]]>); the user's vector is padded with zeros
   // to a multiple of 8; ad_vecs is [ad_count][d].

@@ -27,15 +27,12 @@ __attribute__((noinline, cold)) void collect(const uint64_t (&sums)[Queries][Gro
   }
 }
 
-// `Groups` registers of rows from `row` against `Queries` queries; with Tail, one register of which `left` are rows.
+// The distances of `Groups` registers of rows from `row` to `Queries` queries, added to `sums`; with Tail, one register
+// of which `left` are rows.
 template <class Isa, int Queries, int Groups, bool Tail>
-__attribute__((always_inline)) inline void scan_rows(const ScanBlock& block, size_t row, size_t left,
-                                                     const uint64_t* packed, const uint32_t* bounds, uint64_t* hits,
-                                                     size_t hit_stride, size_t* counts) {
-  typename Isa::Sum sums[Queries][Groups];
-  for (int q = 0; q < Queries; ++q) {
-    for (int g = 0; g < Groups; ++g) sums[q][g] = Isa::minus(bounds[q]);
-  }
+__attribute__((always_inline)) inline void add_distances(const ScanBlock& block, size_t row, size_t left,
+                                                         const uint64_t* packed,
+                                                         typename Isa::Sum (&sums)[Queries][Groups]) {
   const auto add_word = [&](auto& into, size_t word) __attribute__((always_inline)) {
     typename Isa::Code codes[Groups];
     const uint64_t* source = block.codes + word * block.stride + row;
@@ -60,6 +57,18 @@ __attribute__((always_inline)) inline void scan_rows(const ScanBlock& block, siz
       }
     }
   }
+}
+
+// `Groups` registers of rows from `row` against `Queries` queries; with Tail, one register of which `left` are rows.
+template <class Isa, int Queries, int Groups, bool Tail>
+__attribute__((always_inline)) inline void scan_rows(const ScanBlock& block, size_t row, size_t left,
+                                                     const uint64_t* packed, const uint32_t* bounds, uint64_t* hits,
+                                                     size_t hit_stride, size_t* counts) {
+  typename Isa::Sum sums[Queries][Groups];
+  for (int q = 0; q < Queries; ++q) {
+    for (int g = 0; g < Groups; ++g) sums[q][g] = Isa::minus(bounds[q]);
+  }
+  add_distances<Isa, Queries, Groups, Tail>(block, row, left, packed, sums);
 
   typename Isa::Sum any = sums[0][0];
   for (int i = 1; i < Queries * Groups; ++i) any = Isa::either(any, sums[i / Groups][i % Groups]);

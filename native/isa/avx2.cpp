@@ -52,12 +52,37 @@ struct Isa {
     return static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(sum)));
   }
   static void store(uint64_t* out, Sum sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), sum); }
+
+  static void narrow(uint16_t* out, Sum sum) {
+    uint64_t lane[lanes];
+    store(lane, sum);
+    for (size_t i = 0; i < lanes; ++i) out[i] = static_cast<uint16_t>(lane[i]);
+  }
+  static uint32_t at_most(const uint16_t* distances, uint16_t bound) {
+    const __m256i limit = _mm256_set1_epi16(static_cast<int16_t>(bound));
+    const auto within = [&](const uint16_t* sixteen) {
+      const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sixteen));
+      return _mm256_cmpeq_epi16(_mm256_min_epu16(x, limit), x);
+    };
+    const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(within(distances), within(distances + 16)), 0xd8);
+    return static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
+  }
+  template <size_t Words>
+  static uint32_t distance(const uint64_t* a, const uint64_t* b, size_t words) {
+    const size_t stop = Words ? Words : words;
+    uint64_t sum = 0;
+    for (size_t word = 0; word < stop; ++word) sum += static_cast<uint64_t>(__builtin_popcountll(a[word] ^ b[word]));
+    return static_cast<uint32_t>(sum);
+  }
 };
 
 }  // namespace
 }  // namespace vitrine
 
+#include "../nearest.hpp"
+#include "../prune.hpp"
 #include "../scan.hpp"
 #include "../tower.hpp"
+#include "../walk.hpp"
 
-const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, pctr};
+const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, pctr};

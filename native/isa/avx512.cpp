@@ -26,12 +26,47 @@ struct Isa {
   static Sum either(Sum a, Sum b) { return _mm512_or_si512(a, b); }
   static unsigned negative(Sum sum) { return _mm512_movepi64_mask(sum); }
   static void store(uint64_t* out, Sum sum) { _mm512_storeu_si512(out, sum); }
+
+  static void narrow(uint16_t* out, Sum sum) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi64_epi16(sum));
+  }
+  static uint32_t at_most(const uint16_t* distances, uint16_t bound) {
+    return _mm512_cmple_epu16_mask(_mm512_loadu_si512(distances), _mm512_set1_epi16(static_cast<int16_t>(bound)));
+  }
+  template <size_t Words>
+  static uint32_t distance(const uint64_t* a, const uint64_t* b, size_t words) {
+    if constexpr (Words == 4) {
+      const __m256i x = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)),
+                                         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+      const __m256i bits = _mm256_popcnt_epi64(x);
+      const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+      return static_cast<uint32_t>(_mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1));
+    } else {
+      const size_t stop = Words ? Words : words;
+      __m512i sum = _mm512_setzero_si512();
+      size_t word = 0;
+      for (; word + 8 <= stop; word += 8) {
+        const __m512i x = _mm512_xor_si512(_mm512_loadu_si512(a + word), _mm512_loadu_si512(b + word));
+        sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(x));
+      }
+      if (word < stop) {
+        const auto mask = static_cast<__mmask8>((1u << (stop - word)) - 1);
+        const __m512i x =
+            _mm512_xor_si512(_mm512_maskz_loadu_epi64(mask, a + word), _mm512_maskz_loadu_epi64(mask, b + word));
+        sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(x));
+      }
+      return static_cast<uint32_t>(_mm512_reduce_add_epi64(sum));
+    }
+  }
 };
 
 }  // namespace
 }  // namespace vitrine
 
+#include "../nearest.hpp"
+#include "../prune.hpp"
 #include "../scan.hpp"
 #include "../tower.hpp"
+#include "../walk.hpp"
 
-const vitrine::Kernels vitrine::avx512_kernels{"avx512", Isa::parts, pack<Isa>, scan<Isa>, pctr};
+const vitrine::Kernels vitrine::avx512_kernels{"avx512", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, pctr};

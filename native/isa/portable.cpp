@@ -41,12 +41,32 @@ struct Isa {
     return static_cast<unsigned>(sum[0] >> 63) | static_cast<unsigned>(sum[1] >> 63) << 1;
   }
   static void store(uint64_t* out, Sum sum) { std::memcpy(out, &sum, sizeof sum); }
+
+  static void narrow(uint16_t* out, Sum sum) {
+    out[0] = static_cast<uint16_t>(sum[0]);
+    out[1] = static_cast<uint16_t>(sum[1]);
+  }
+  static uint32_t at_most(const uint16_t* distances, uint16_t bound) {
+    uint32_t mask = 0;
+    for (uint32_t i = 0; i < 32; ++i) mask |= static_cast<uint32_t>(distances[i] <= bound) << i;
+    return mask;
+  }
+  template <size_t Words>
+  static uint32_t distance(const uint64_t* a, const uint64_t* b, size_t words) {
+    const size_t stop = Words ? Words : words;
+    uint64_t sum = 0;
+    for (size_t word = 0; word < stop; ++word) sum += static_cast<uint64_t>(__builtin_popcountll(a[word] ^ b[word]));
+    return static_cast<uint32_t>(sum);
+  }
 };
 
 }  // namespace
 }  // namespace vitrine
 
+#include "../nearest.hpp"
+#include "../prune.hpp"
 #include "../scan.hpp"
 #include "../tower.hpp"
+#include "../walk.hpp"
 
-const vitrine::Kernels vitrine::portable_kernels{"portable", Isa::parts, pack<Isa>, scan<Isa>, pctr};
+const vitrine::Kernels vitrine::portable_kernels{"portable", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, pctr};
