@@ -231,20 +231,24 @@ nb::tuple py_merge_lists(nb::object codes_, nb::object nodes_, nb::object distan
   return nb::make_tuple(nodes.take(), distances.take());
 }
 
-nb::tuple py_incoming(nb::object forward_, nb::object distances_) {
+nb::tuple py_incoming(nb::object forward_, nb::object distances_, int64_t begin_, int64_t end_) {
   const Input<uint32_t> forward("forward", forward_, 2);
   const Input<uint16_t> distances("distances", distances_, 2);
   const size_t n = forward.shape(0), degree = forward.shape(1);
+  const size_t begin = within("begin", begin_, 0, n), end = within("end", end_, begin, n);
   distances.expect({n, degree}, "the shape of forward");
-  check_nodes("forward", forward.data(), forward.size(), n, true);
-  Output<int64_t> indptr("forward", {n + 1});
-  count_incoming(forward.data(), n, degree, indptr.data());
-  const auto total = static_cast<size_t>(indptr.data()[n]);
+  Output<int64_t> indptr("forward", {end - begin + 1});
+  {
+    const nb::gil_scoped_release released;
+    count_incoming(forward.data(), n, degree, begin, end, indptr.data());
+  }
+  const auto total = static_cast<size_t>(indptr.data()[end - begin]);
   Output<uint32_t> sources("forward", {total});
   Output<uint16_t> source_distances("forward", {total});
   {
     const nb::gil_scoped_release released;
-    fill_incoming(forward.data(), distances.data(), n, degree, indptr.data(), sources.data(), source_distances.data());
+    fill_incoming(forward.data(), distances.data(), n, degree, begin, end, indptr.data(), sources.data(),
+                  source_distances.data());
   }
   return nb::make_tuple(indptr.take(), sources.take(), source_distances.take());
 }
@@ -261,14 +265,12 @@ nb::object py_cap_edges(nb::object codes_, nb::object forward_, nb::object dista
   const size_t spare = within("spare", spare_, 0, degree - 1), width = forward.shape(1);
   forward.expect({n, width}, "one row a node of codes");
   distances.expect({n, width}, "the shape of forward");
-  indptr.expect({n + 1}, "one entry a node of codes, and one");
+  indptr.expect({end - begin + 1}, "one entry a node from begin to end, and one");
   source_distances.expect({sources.size()}, "one a source");
   check_nodes("forward", forward.data() + begin * width, (end - begin) * width, n, true);
-  for (size_t i = begin; i < end; ++i) check_part("indptr", indptr, i, sources.size());
-  if (begin < end) {
-    const auto first = static_cast<size_t>(indptr[begin]);
-    check_nodes("sources", sources.data() + first, static_cast<size_t>(indptr[end]) - first, n, false);
-  }
+  check_ends("indptr", indptr, sources.size());
+  for (size_t i = 0; i < end - begin; ++i) check_part("indptr", indptr, i, sources.size());
+  check_nodes("sources", sources.data(), sources.size(), n, false);
   const Kernels& kernels = kernels_of(kernel);
   Output<uint32_t> edges("degree", {end - begin, degree});
   {
@@ -315,19 +317,20 @@ class Graph {
     return nb::make_tuple(nodes.take(), distances.take(), counts.take(), scored.take());
   }
 
-  nb::tuple connect(int64_t ef_, std::optional<std::string> kernel) const {
+  nb::object missing_edges(int64_t ef_, std::optional<std::string> kernel) const {
     const size_t ef = std::min(within("ef", ef_, 1, 1'000'000), view_.nodes);
     const Kernels& kernels = kernels_of(kernel);
-    Output<uint32_t> edges("edges", {view_.nodes, view_.degree});
-    size_t added = 0;
+    std::vector<std::pair<uint32_t, uint32_t>> added;
     {
       const nb::gil_scoped_release released;
-      std::copy_n(view_.edges, view_.nodes * view_.degree, edges.data());
-      GraphView repaired = view_;
-      repaired.edges = edges.data();
-      added = vitrine::connect(kernels, repaired, edges.data(), ef);
+      added = vitrine::missing_edges(kernels, view_, ef);
     }
-    return nb::make_tuple(edges.take(), added);
+    Output<uint32_t> edges("edges", {added.size(), 2});
+    for (size_t i = 0; i < added.size(); ++i) {
+      edges.data()[2 * i] = added[i].first;
+      edges.data()[2 * i + 1] = added[i].second;
+    }
+    return edges.take();
   }
 
  private:
@@ -402,8 +405,9 @@ NB_MODULE(_native, m) {
         "nodes (lists, length) uint32 and distances uint16 as `cluster_neighbours` returns them; places: (n, p) int64,\n"
         "each node's rows of them. slack: 100 drops q where a kept r has d(r, q) < d(p, q), more keeps more.\n"
         "Returns nodes and distances, both (end - begin, degree).");
-  m.def("incoming", &py_incoming, "forward"_a.none(), "distances"_a.none(),
-        "The edges of (n, degree) uint32 turned round: indptr (n + 1,) int64, sources uint32 and distances uint16.");
+  m.def("incoming", &py_incoming, "forward"_a.none(), "distances"_a.none(), "begin"_a, "end"_a,
+        "The edges of (n, degree) uint32 that lead to nodes begin to end, turned round: indptr (end - begin + 1,) int64,\n"
+        "sources uint32, ascending within a node, and distances uint16.");
   m.def("cap_edges", &py_cap_edges, "codes"_a.none(), "forward"_a.none(), "distances"_a.none(), "indptr"_a.none(),
         "sources"_a.none(), "source_distances"_a.none(), "begin"_a, "end"_a, "degree"_a, "spare"_a, "slack"_a,
         nb::kw_only(), "kernel"_a = nb::none(),
@@ -420,8 +424,9 @@ NB_MODULE(_native, m) {
            "queries: (q, words) uint64; turns: walks interleaved on a thread.\n"
            "Returns nodes and distances (q, ef) uint32, nearest first, ties by node; counts (q,) of them; and scored (q,),\n"
            "the distances computed.")
-      .def("connect", &Graph::connect, "ef"_a = 64, nb::kw_only(), "kernel"_a = nb::none(),
-           "Edges with those added that make every node reachable from the entries, and how many were.");
+      .def("missing_edges", &Graph::missing_edges, "ef"_a, nb::kw_only(), "kernel"_a = nb::none(),
+           "Edges (m, 2) uint32, source and target, without which the entries do not lead to every node; each source\n"
+           "is one of the `ef` nearest to its target that has an unused slot, where there is one.");
   m.def("murmur2_decimal", &py_murmur2_decimal, "ids"_a.none(),
         "Kafka's murmur2 of each id's decimal digits: (n,) uint64 -> (n,) uint32.");
 }

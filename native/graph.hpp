@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "cluster.hpp"
@@ -78,20 +80,22 @@ inline void merge(const Kernels& kernels, const CodesView& codes, const uint32_t
   }
 }
 
-// For every node the rows that name it, in ascending order: indptr [nodes + 1] (zeroed), then sources [indptr[nodes]].
-inline void count_incoming(const uint32_t* forward, size_t nodes, size_t degree, int64_t* indptr) {
+// For each of nodes [begin, end) the nodes that name it, ascending: indptr [end - begin + 1] (zeroed), then sources.
+inline void count_incoming(const uint32_t* forward, size_t nodes, size_t degree, size_t begin, size_t end,
+                           int64_t* indptr) {
   for (size_t i = 0; i < nodes * degree; ++i) {
-    if (forward[i] != UINT32_MAX) ++indptr[forward[i] + 1];
+    if (forward[i] - begin < end - begin) ++indptr[forward[i] - begin + 1];
   }
-  for (size_t node = 0; node < nodes; ++node) indptr[node + 1] += indptr[node];
+  for (size_t i = 0; i < end - begin; ++i) indptr[i + 1] += indptr[i];
 }
 
-inline void fill_incoming(const uint32_t* forward, const uint16_t* distances, size_t nodes, size_t degree,
-                          const int64_t* indptr, uint32_t* sources, uint16_t* source_distances) {
-  std::vector<int64_t> at(indptr, indptr + nodes);
+inline void fill_incoming(const uint32_t* forward, const uint16_t* distances, size_t nodes, size_t degree, size_t begin,
+                          size_t end, const int64_t* indptr, uint32_t* sources, uint16_t* source_distances) {
+  std::vector<int64_t> at(indptr, indptr + (end - begin));
   for (size_t node = 0; node < nodes; ++node) {
     for (size_t i = node * degree; i < (node + 1) * degree && forward[i] != UINT32_MAX; ++i) {
-      const int64_t slot = at[forward[i]]++;
+      if (forward[i] - begin >= end - begin) continue;
+      const int64_t slot = at[forward[i] - begin]++;
       sources[slot] = static_cast<uint32_t>(node);
       source_distances[slot] = distances[i];
     }
@@ -100,7 +104,7 @@ inline void fill_incoming(const uint32_t* forward, const uint16_t* distances, si
 
 // The edges of nodes [begin, end): forward and incoming ones, nearest first, pruned where they are more than `degree`.
 //
-// forward, distances: [nodes][forward_degree]; out: edges [end - begin][degree].
+// forward, distances: [nodes][forward_degree]; indptr, sources: of these nodes alone; out: edges [end - begin][degree].
 inline void cap(const Kernels& kernels, const CodesView& codes, const uint32_t* forward, const uint16_t* distances,
                 size_t forward_degree, const int64_t* indptr, const uint32_t* sources, const uint16_t* source_distances,
                 size_t begin, size_t end, size_t degree, size_t spare, uint32_t slack, uint32_t* edges) {
@@ -111,7 +115,7 @@ inline void cap(const Kernels& kernels, const CodesView& codes, const uint32_t* 
     for (size_t i = node * forward_degree; i < (node + 1) * forward_degree && forward[i] != UINT32_MAX; ++i) {
       candidates.push_back(static_cast<uint64_t>(distances[i]) << 32 | forward[i]);
     }
-    for (int64_t i = indptr[node]; i < indptr[node + 1]; ++i) {
+    for (int64_t i = indptr[node - begin]; i < indptr[node - begin + 1]; ++i) {
       candidates.push_back(static_cast<uint64_t>(source_distances[i]) << 32 | sources[i]);
     }
     uint32_t* row = edges + (node - begin) * degree;
@@ -145,34 +149,35 @@ inline size_t flood(const uint32_t* edges, size_t degree, uint32_t from, std::ve
   return count;
 }
 
-// Adds edges until the entries lead to every node: each one that they do not reach gets an edge from the nearest node
-// that a walk finds for it, or the next nearest with an unused slot. Returns the number of edges added.
-inline size_t connect(const Kernels& kernels, const GraphView& graph, uint32_t* edges, size_t ef) {
+// The edges (source, target) without which the entries do not lead to every node: each one that they miss gets one from
+// the nearest node that a walk finds for it and that has an unused slot left.
+inline std::vector<std::pair<uint32_t, uint32_t>> missing_edges(const Kernels& kernels, const GraphView& graph,
+                                                               size_t ef) {
   std::vector<bool> reached(graph.nodes);
-  for (size_t i = 0; i < graph.entry_count; ++i) flood(edges, graph.degree, graph.entries[i], reached);
-  size_t added = 0;
+  for (size_t i = 0; i < graph.entry_count; ++i) flood(graph.edges, graph.degree, graph.entries[i], reached);
+  std::vector<std::pair<uint32_t, uint32_t>> added;
+  std::unordered_map<uint32_t, size_t> taken;  // slots that `added` fills
   std::vector<uint32_t> nodes(ef), distances(ef);
-  for (size_t node = 0; node < graph.nodes; ++node) {
+  const auto link = [&](uint32_t source, uint32_t target) {
+    const uint32_t* row = graph.edges + static_cast<size_t>(source) * graph.degree;
+    const auto used = static_cast<size_t>(std::find(row, row + graph.degree, UINT32_MAX) - row);
+    if (used + taken[source] >= graph.degree) return false;
+    ++taken[source];
+    added.emplace_back(source, target);
+    return true;
+  };
+  uint32_t any = 0;  // below it no reached node has a slot left
+  for (uint32_t node = 0; node < graph.nodes; ++node) {
     if (reached[node]) continue;
     uint32_t count = 0;
     kernels.walk(graph, {graph.codes + node * graph.words, 1, ef, 1}, {nodes.data(), distances.data(), &count, nullptr});
     bool linked = false;
-    for (size_t i = 0; i < count && !linked; ++i) {
-      uint32_t* row = edges + static_cast<size_t>(nodes[i]) * graph.degree;
-      for (size_t slot = 0; slot < graph.degree && !linked; ++slot) {
-        if (row[slot] != UINT32_MAX) continue;
-        row[slot] = static_cast<uint32_t>(node);
-        linked = true;
-      }
+    for (size_t i = 0; i < count && !linked; ++i) linked = link(nodes[i], node);
+    while (!linked && any < graph.nodes) {
+      linked = reached[any] && link(any, node);
+      if (!linked) ++any;
     }
-    for (size_t other = 0; other < graph.nodes && !linked; ++other) {  // all near ones are full: any that is reached
-      uint32_t* row = edges + other * graph.degree;
-      if (!reached[other] || row[graph.degree - 1] != UINT32_MAX) continue;
-      *std::find(row, row + graph.degree, UINT32_MAX) = static_cast<uint32_t>(node);
-      linked = true;
-    }
-    ++added;
-    flood(edges, graph.degree, static_cast<uint32_t>(node), reached);
+    flood(graph.edges, graph.degree, node, reached);
   }
   return added;
 }

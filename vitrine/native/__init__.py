@@ -7,12 +7,31 @@ function's docstring (`help(native.match_topk)`) gives shapes, dtypes and ties.
 """
 
 from vitrine.native._native import (
+    Graph,
+    assign_centres,
+    cap_edges,
+    cluster_neighbours,
     hamming_topk,
+    incoming,
     kernel,
     match_topk,
+    merge_lists,
     murmur2_decimal,
     supported_kernels,
     tower_pctr,
 )
 
-__all__ = ["hamming_topk", "kernel", "match_topk", "murmur2_decimal", "supported_kernels", "tower_pctr"]
+__all__ = [
+    "Graph",
+    "assign_centres",
+    "cap_edges",
+    "cluster_neighbours",
+    "hamming_topk",
+    "incoming",
+    "kernel",
+    "match_topk",
+    "merge_lists",
+    "murmur2_decimal",
+    "supported_kernels",
+    "tower_pctr",
+]

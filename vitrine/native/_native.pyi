@@ -1,6 +1,6 @@
 """Types of the compiled kernels; their docstrings stand in native/bindings.cpp."""
 
-from numpy import float32, int32, int64, uint32, uint64
+from numpy import float32, int32, int64, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 def kernel() -> str: ...
@@ -35,3 +35,54 @@ def tower_pctr(
     kernel: str | None = None,
 ) -> NDArray[float32]: ...
 def murmur2_decimal(ids: NDArray[uint64]) -> NDArray[uint32]: ...
+def assign_centres(
+    codes: NDArray[uint64], centres: NDArray[uint64], fan: int, *, kernel: str | None = None
+) -> NDArray[uint32]: ...
+def cluster_neighbours(
+    codes: NDArray[uint64],
+    members: NDArray[uint32],
+    overlap: int,
+    leaf: int,
+    neighbours: int,
+    kept: int,
+    seed: int,
+    *,
+    kernel: str | None = None,
+) -> tuple[NDArray[uint32], NDArray[uint16], NDArray[uint32]]: ...
+def merge_lists(
+    codes: NDArray[uint64],
+    nodes: NDArray[uint32],
+    distances: NDArray[uint16],
+    places: NDArray[int64],
+    begin: int,
+    end: int,
+    degree: int,
+    slack: int,
+    *,
+    kernel: str | None = None,
+) -> tuple[NDArray[uint32], NDArray[uint16]]: ...
+def incoming(
+    forward: NDArray[uint32], distances: NDArray[uint16], begin: int, end: int
+) -> tuple[NDArray[int64], NDArray[uint32], NDArray[uint16]]: ...
+def cap_edges(
+    codes: NDArray[uint64],
+    forward: NDArray[uint32],
+    distances: NDArray[uint16],
+    indptr: NDArray[int64],
+    sources: NDArray[uint32],
+    source_distances: NDArray[uint16],
+    begin: int,
+    end: int,
+    degree: int,
+    spare: int,
+    slack: int,
+    *,
+    kernel: str | None = None,
+) -> NDArray[uint32]: ...
+
+class Graph:
+    def __init__(self, codes: NDArray[uint64], edges: NDArray[uint32], entries: NDArray[uint32]) -> None: ...
+    def walk(
+        self, queries: NDArray[uint64], ef: int, turns: int = 1, threads: int = 1, *, kernel: str | None = None
+    ) -> tuple[NDArray[uint32], NDArray[uint32], NDArray[uint32], NDArray[uint32]]: ...
+    def missing_edges(self, ef: int, *, kernel: str | None = None) -> NDArray[uint32]: ...
