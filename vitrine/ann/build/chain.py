@@ -65,20 +65,8 @@ def build(
     if not (folder / "rows.npy").exists():
         files.save(folder, "rows", np.asarray(rows))
     steps.run("collapse", collapse.collapse, [()])
-    nodes = len(files.read(folder, "codes"))
-    steps.run("centres", partition.centres, [(parameters,)])
-    steps.run("assign", partition.assign, _ranges(nodes, words * 16, executor, memory_mb))
-    steps.run("shuffle", partition.shuffle, [()])
-    steps.run("prepare-neighbours", neighbours.prepare, [(parameters,)])
-    clusters = len(files.read(folder, "centres"))
-    steps.run("neighbours", neighbours.find, [(cluster, parameters) for cluster in range(clusters)])
-    chunk = _ranges(nodes, parameters.forward * 12, executor, memory_mb)
-    steps.run("merge", neighbours.merge, [(*part, parameters) for part in chunk])
-    steps.run("prepare-edges", edges.prepare, [(parameters,)])
+    _level(folder, parameters, executor, memory_mb, progress)
     steps.run("entries", edges.choose_entries, [(parameters,)])
-    # Incoming edges are gathered by a pass over all nodes, so tasks are few: as large as the memory allows.
-    chunk = _ranges(nodes, parameters.degree * 10, executor, memory_mb, least=executor.workers, rows=nodes)
-    steps.run("edges", edges.both_ways, [(*part, parameters) for part in chunk])
     steps.run("missing", edges.find_missing, [()])
     steps.run("connect", edges.connect, [()])
     steps.run("reorder", edges.reorder, [()])
@@ -89,6 +77,31 @@ def build(
     )
 
 
+def _level(
+    folder: Path, parameters: Parameters, executor: Executor, memory_mb: int, progress: Shown, name: str = ""
+) -> None:
+    """codes -> edges of one level, those of the levels above it among them."""
+    steps = _Steps(folder, executor, lambda stage, share: progress(name + stage, share))
+    nodes, words = files.read(folder, "codes").shape
+    steps.run("centres", partition.centres, [(parameters,)])
+    steps.run("assign", partition.assign, _ranges(nodes, words * 16, executor, memory_mb))
+    steps.run("shuffle", partition.shuffle, [()])
+    steps.run("prepare-neighbours", neighbours.prepare, [(parameters,)])
+    clusters = len(files.read(folder, "centres"))
+    steps.run("neighbours", neighbours.find, [(cluster, parameters) for cluster in range(clusters)])
+    chunk = _ranges(nodes, parameters.forward * 12, executor, memory_mb)
+    steps.run("merge", neighbours.merge, [(*part, parameters) for part in chunk])
+    steps.run("prepare-edges", edges.prepare, [(parameters,)])
+    # Incoming edges are gathered by a pass over all nodes, so tasks are few: as large as the memory allows.
+    chunk = _ranges(nodes, parameters.degree * 10, executor, memory_mb, least=executor.workers, rows=nodes)
+    steps.run("edges", edges.both_ways, [(*part, parameters) for part in chunk])
+    if nodes // edges.LEVEL >= parameters.entries:
+        steps.run("sample", edges.sample_level, [()])
+        _level(folder / edges.UPPER, parameters, executor, memory_mb, progress, name + "upper ")
+        steps.run("stack", edges.stack, [()])
+        steps.run("far edges", edges.add_coarse, [()])
+
+
 class _Steps:
     """Runs stages in turn; a task whose end is noted is not run again."""
 
@@ -97,7 +110,7 @@ class _Steps:
         self._executor = executor
         self._progress = progress
         self._notes = folder / "done"
-        self._notes.mkdir(exist_ok=True)
+        self._notes.mkdir(parents=True, exist_ok=True)
 
     def run(self, stage: str, task: Task, calls: Sequence[tuple[Any, ...]]) -> None:
         """A stage's tasks. Their note has their arguments: cut otherwise, a stage is done again."""

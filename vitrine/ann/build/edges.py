@@ -8,6 +8,8 @@ from vitrine import native
 from vitrine.ann.build import files
 from vitrine.ann.build.parameters import Parameters
 
+UPPER = "upper"  # the folder of a level's sample
+LEVEL = 16  # nodes of a level for one of the next
 SPARE = 2  # slots of a row that only the repair may fill
 _WALK = 32  # the repair's list: it links a lost node to one of so many near ones
 _CHUNK = 1 << 16
@@ -29,11 +31,61 @@ def both_ways(folder: Path, begin: int, end: int, parameters: Parameters) -> Non
     files.write(folder, "edges", slice(begin, end), capped)
 
 
+def sample_level(folder: Path) -> None:
+    """Every LEVEL-th node in the order of clusters, so that every region has its share -> codes of folder/upper."""
+    ordered = files.read(folder, "ordered")
+    upper = folder / UPPER
+    upper.mkdir(exist_ok=True)
+    files.save(upper, "codes", np.ascontiguousarray(ordered[::LEVEL]))
+
+
+def stack(folder: Path) -> None:
+    """The finished graph of folder/upper -> coarse (nodes // LEVEL, degree) uint32: far edges of the sampled nodes.
+
+    They are what leads a walk from one dense region to another, as a hierarchy's upper layers would, in a graph that
+    stays flat: they take slots of a row that near edges have left.
+    """
+    upper = folder / UPPER
+    edges, old = files.read(upper, "edges"), np.asarray(files.read(upper, "old"))
+    number = np.append(old * LEVEL, files.UNUSED).astype(np.uint32)  # in this folder's numbering
+    coarse = np.empty(edges.shape, np.uint32)
+    coarse[old] = number[np.minimum(edges, len(old))]
+    files.save(folder, "coarse", coarse)
+
+
+def add_coarse(folder: Path) -> None:
+    """edges, coarse -> edges: each sampled node's far edges, nearest first, into the slots that are left to them."""
+    coarse = np.asarray(files.read(folder, "coarse"))
+    edges = np.load(folder / "edges.npy", mmap_mode="r+", allow_pickle=False)
+    for start in range(0, len(coarse), _CHUNK // LEVEL):
+        far = coarse[start : start + _CHUNK // LEVEL]
+        rows = slice(start * LEVEL, (start + len(far) - 1) * LEVEL + 1, LEVEL)
+        near = edges[rows]
+        new = (far != files.UNUSED) & ~(far[:, :, None] == near[:, None, :]).any(axis=2)
+        both = np.concatenate([near, np.where(new, far, files.UNUSED)], axis=1)
+        order = np.argsort(both == files.UNUSED, axis=1, kind="stable")
+        joined = np.take_along_axis(both, order, axis=1)[:, : near.shape[1]]
+        joined[:, near.shape[1] - SPARE :] = np.where(
+            near[:, near.shape[1] - SPARE :] == files.UNUSED, files.UNUSED, joined[:, near.shape[1] - SPARE :]
+        )
+        edges[rows] = joined
+    edges.flush()
+
+
 def choose_entries(folder: Path, parameters: Parameters) -> None:
-    """entries (e,) uint32: sampled evenly over the order of clusters, so that every region has its share."""
-    nodes = len(files.read(folder, "ordered"))
-    count = min(nodes, parameters.entries)
-    files.save(folder, "entries", (np.arange(count, dtype=np.int64) * nodes // count).astype(np.uint32))
+    """entries (e,) uint32, spread evenly over the nodes of the uppermost level."""
+    nodes = np.arange(len(files.read(folder, "ordered")), dtype=np.int64)
+    level = folder
+    climbed = []
+    while (level / UPPER).is_dir():
+        level = level / UPPER
+        climbed.append(np.asarray(files.read(level, "old")))
+    if climbed:
+        nodes = np.arange(len(climbed[-1]), dtype=np.int64)
+        for old in reversed(climbed):
+            nodes = old[nodes].astype(np.int64) * LEVEL
+    count = min(len(nodes), parameters.entries)
+    files.save(folder, "entries", np.sort(nodes)[np.arange(count) * len(nodes) // count].astype(np.uint32))
 
 
 def find_missing(folder: Path) -> None:
