@@ -69,11 +69,16 @@ class StoreWatch:
 
     def __init__(self, ping: Callable[[], object], *, interval_s: float = 0.25) -> None:
         self.lost: str | None = None
+        self._answered = time.monotonic()
         self._ping = ping
         self._closed = threading.Event()
         self._interval_s = interval_s
         self._thread = threading.Thread(target=self._run, name="store watch", daemon=True)
         self._thread.start()
+
+    @property
+    def seconds_since_contact(self) -> float:
+        return time.monotonic() - self._answered
 
     def close(self) -> None:
         self._closed.set()
@@ -84,6 +89,7 @@ class StoreWatch:
             try:
                 self._ping()
                 self.lost = None
+                self._answered = time.monotonic()
             except Exception as error:  # whatever answers there, it is not Redis
                 self.lost = str(error) or repr(error)
             self._closed.wait(self._interval_s)

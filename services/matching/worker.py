@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from kafka import KafkaConsumer
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 from services.matching import failpoint
 from services.matching.settings import WorkerSettings, load_matcher
@@ -22,6 +22,7 @@ from vitrine.matching.store import Store
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, logs, metrics, redis, settings, topics
 from vitrine.runtime.consume import ConsumerLoop, Record
+from vitrine.runtime.readings import Readings, redis_contact
 from vitrine.runtime.server import Process
 
 SERVICE = "vitrine.matching.worker"
@@ -47,11 +48,17 @@ write_seconds = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0),
     registry=metrics.REGISTRY,
 )
-lag = Gauge(
-    "vitrine_matching_lag_records",
-    "Records of user-events not yet read.",
-    ("partition",),
+batch_seconds = Histogram(
+    "vitrine_matching_batch_seconds",
+    "Time of one batch: events folded, lists matched, buckets written.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
     registry=metrics.REGISTRY,
+)
+lag = Readings("vitrine_matching_lag_records", "Records of user-events not yet applied.", "partition")
+backlog_age = Readings(
+    "vitrine_matching_backlog_age_seconds",
+    "Since the append of the oldest record not yet applied; 0 where there is none.",
+    "partition",
 )
 
 
@@ -62,6 +69,12 @@ class Work:
         self.loop: ConsumerLoop | None = None
         self.redis_lost: str | None = None
         self._owner = buckets
+        self._redis_contact = time.monotonic()
+
+    def redis_contact(self) -> dict[str, float]:
+        """For the metric. A worker without partitions asks Redis nothing, and has no sample."""
+        asks = self.redis_lost is not None or (self.loop is not None and self.loop.lag())
+        return {"": time.monotonic() - self._redis_contact} if asks else {}
 
     def assigned(self, partitions: list[int]) -> Mapping[int, int]:
         try:
@@ -69,6 +82,7 @@ class Work:
         except UnavailableError as error:
             raise self._lost(error) from error
         self.redis_lost = None
+        self._redis_contact = time.monotonic()
         _log.info("reading from watermarks", offsets=offsets)
         return offsets
 
@@ -77,7 +91,8 @@ class Work:
 
     def batch(self, records: Mapping[int, Sequence[Record]]) -> None:
         try:
-            outcome = self._owner.batch(records)
+            with batch_seconds.time():
+                outcome = self._owner.batch(records)
         except UnavailableError as error:
             raise self._lost(error) from error
         self._finish(outcome)
@@ -91,11 +106,9 @@ class Work:
         except UnavailableError as error:
             raise self._lost(error) from error
         self._finish(outcome)
-        if self.loop is not None:
-            for partition, count in self.loop.lag().items():
-                lag.labels(partition).set(count)
 
     def _finish(self, outcome: owner.Outcome) -> None:
+        self._redis_contact = time.monotonic()
         applied.inc(len(outcome.appended))
         lists_written.inc(outcome.lists)
         dead_letters.inc(outcome.dead_letters)
@@ -162,6 +175,9 @@ def build(config: WorkerSettings, matcher: Matcher, crash: Callable[[str], None]
         session_timeout_ms=int(config.session_timeout_s * 1000),
         max_poll_records=config.batch_records,
     )
+    lag.add(lambda: {str(partition): count for partition, count in loop.backlog.records().items()})
+    backlog_age.add(lambda: {str(partition): age for partition, age in loop.backlog.ages().items()})
+    redis_contact.add(work.redis_contact)
     return work, loop
 
 
