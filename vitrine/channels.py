@@ -230,7 +230,7 @@ def _read(name: str, path: str) -> bytes:
 
 
 def _check_pems(security: Security) -> None:
-    """Raises ValueError where files are no certificates, or the key is another's; grpc would only say UNAVAILABLE."""
+    """Raises ValueError where a file is no certificate, or the key another's; grpc would only say UNAVAILABLE."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(security.ca)

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from vitrine.runtime import logs, metrics
+from vitrine.runtime import logs, metrics, tls
 from vitrine.runtime.health import Check, Health, HealthServer
-from vitrine.runtime.settings import Settings
+from vitrine.runtime.settings import Settings, named
+from vitrine.runtime.tls import ServerTls
 
 _log = logs.get_logger(__name__)
 
@@ -32,7 +33,7 @@ class Front(Protocol):
     def in_flight(self) -> int:
         """Calls being handled now."""
 
-    def bind(self) -> int:
+    def bind(self, tls: ServerTls | None) -> int:
         """Listens and returns the port, without answering yet; raises OSError or RuntimeError where it cannot."""
 
     def start(self) -> None:
@@ -68,6 +69,9 @@ class Lifecycle:
         self._settings = settings
         self._service = service
         self._front = front
+        self._tls = certificates = tls.of_settings(settings)
+        if certificates is not None:
+            degraded = {**(degraded or {}), "certificates": lambda: certificates.refusal}
         self._on_drain = list(on_drain)
         self._stops: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._metrics: metrics.MetricsServer | None = None
@@ -85,7 +89,7 @@ class Lifecycle:
     def start(self) -> None:
         """Binds, serves and announces the addresses; raises StartError where a port is taken."""
         settings, host = self._settings, self._settings.host
-        self.address = self._listen("port", settings.port, self._front.bind)
+        self.address = self._listen("port", settings.port, lambda: self._front.bind(self._tls))
         self.health_address = self._listen(
             "health_port", settings.health_port, lambda: self._health_server.bind(host, settings.health_port)
         )
@@ -126,6 +130,8 @@ class Lifecycle:
         self._health_server.stop()
         if self._metrics is not None:
             self._metrics.close()
+        if self._tls is not None:
+            self._tls.close()
         if settings.address_file is not None:
             settings.address_file.unlink(missing_ok=True)
         abandoned = self.in_flight
@@ -145,7 +151,7 @@ class Lifecycle:
 
     def _start_metrics(self) -> int:
         settings = self._settings
-        self._metrics = metrics.MetricsServer(settings.host, settings.metrics_port, settings.namespace)
+        self._metrics = metrics.MetricsServer(settings.host, settings.metrics_port, settings.namespace, self._tls)
         return self._metrics.port
 
     def _end_parts(self) -> int:
@@ -201,9 +207,8 @@ def try_to_bind(host: str, port: int) -> None:
 
 
 def _cannot_listen(host: str, field: str, port: int, error: Exception) -> str:
-    flag, variable = "--" + field.replace("_", "-"), "VITRINE_" + field.upper()
     why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return f"cannot listen on {host}:{port} ({why}); give another {flag} (or {variable}), or 0 for a free one"
+    return f"cannot listen on {host}:{port} ({why}); give another {named(field)}, or 0 for a free one"
 
 
 def _write_whole(path: Path, text: str) -> None:

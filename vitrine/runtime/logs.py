@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from vitrine.runtime.settings import redact_url
+from vitrine.runtime.redact import redact_url
 
 _FIRST = ("time", "level", "service", "event")
 # Libraries that say at INFO what matters only to someone debugging them.

@@ -7,7 +7,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from vitrine.errors import FieldError, UnavailableError
-from vitrine.runtime.settings import redact_url
+from vitrine.runtime.redact import redact_url
 
 # What redis-py raises while the server is away, starting (BusyLoadingError) or too slow.
 AWAY: tuple[type[redis.RedisError], ...] = (redis.ConnectionError, redis.TimeoutError)

@@ -16,6 +16,7 @@ from vitrine.runtime.health import Check
 from vitrine.runtime.interceptor import CallInterceptor
 from vitrine.runtime.lifecycle import StartError
 from vitrine.runtime.settings import Settings
+from vitrine.runtime.tls import ServerTls
 
 __all__ = ["Process", "StartError", "serve"]
 
@@ -91,9 +92,11 @@ class _GrpcFront:
     def in_flight(self) -> int:
         return self._calls.in_flight
 
-    def bind(self) -> int:
-        settings = self._settings
-        return self.server.add_insecure_port(f"{lifecycle.bracketed(settings.host)}:{settings.port}")
+    def bind(self, tls: ServerTls | None) -> int:
+        where = f"{lifecycle.bracketed(self._settings.host)}:{self._settings.port}"
+        if tls is None:
+            return self.server.add_insecure_port(where)
+        return self.server.add_secure_port(where, tls.grpc_credentials())
 
     def start(self) -> None:
         self.server.start()

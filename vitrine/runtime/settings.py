@@ -7,16 +7,18 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from vitrine.runtime.redact import redact_url
+
+__all__ = ["ENV_PREFIX", "NAMESPACE", "Settings", "load", "redact_url"]
 
 ENV_PREFIX = "VITRINE_"
 
 NAMESPACE = re.compile(r"[A-Za-z0-9_-]{0,64}")
-_PASSWORD = re.compile(r"(://[^:@/\s]*:)\S*(?=@)")
-_PASSWORD_PARAMETER = re.compile(r"([?&;][\w.]*password=)[^&;\s]*", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -64,6 +66,18 @@ class Settings(BaseSettings):
             raise ValueError("should be at most 64 letters, digits, '-' and '_'")
         return value
 
+    @model_validator(mode="after")
+    def _files_can_be_used(self) -> Self:
+        """Before a model is loaded for nothing."""
+        if self.tls_cert or self.tls_key or self.tls_client_ca:
+            from vitrine.runtime import tls
+
+            try:
+                tls.check(self.tls_cert, self.tls_key, self.tls_client_ca)
+            except tls.TlsError as error:
+                raise ValueError(f"{named(error.field)}: {error}") from error
+        return self
+
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Fields for `repr` and `str`, passwords left out."""
         for name, value in super().__repr_args__():
@@ -98,9 +112,9 @@ def load(cls: type[S], argv: Sequence[str] | None = None, prog: str | None = Non
         _refuse(name, [f"{redact_url(str(error)).removeprefix('error parsing CLI: ')}; see --help"])
 
 
-def redact_url(text: str) -> str:
-    """`text` with the password of every URL in it replaced by ***; safe to log and to print."""
-    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***", text))
+def named(field: str) -> str:
+    """How a user can set `field`: "--tls-key (or VITRINE_TLS_KEY)"."""
+    return f"--{field.replace('_', '-')} (or {ENV_PREFIX}{field.upper()})"
 
 
 def _explain(cls: type[Settings], details: Any, flags: Sequence[str]) -> str:
@@ -111,7 +125,7 @@ def _explain(cls: type[Settings], details: Any, flags: Sequence[str]) -> str:
     field = str(details["loc"][0])
     flag, variable = "--" + field.replace("_", "-"), ENV_PREFIX + field.upper()
     if details["type"] == "missing":
-        return f"{flag} (or {variable}) is required: {cls.model_fields[field].description or field}"
+        return f"{named(field)} is required: {cls.model_fields[field].description or field}"
     given = {part.split("=", 1)[0] for part in flags}
     by_flag = not given.isdisjoint({flag, "--no-" + flag[2:]}) or variable not in os.environ
     message = message.replace("Input should", "should").split(", unable to ", 1)[0]
