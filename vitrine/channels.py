@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Self
 
 import grpc
 
+from vitrine import trace_context
+
 # Metadata of a call, as grpc takes it.
 Metadata = tuple[tuple[str, str], ...]
 
@@ -122,7 +124,8 @@ class Channel:
                 self._look()
             if made[0] is not (current := self.current):
                 made = current, current.unary_unary(method, *serializers, **named)
-            return made[1](request, timeout=timeout, metadata=self.metadata, wait_for_ready=wait_for_ready)
+            metadata = (*(self.metadata or ()), *trace_context.carried()) or None
+            return made[1](request, timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready)
 
         return call
 

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from vitrine.errors import FieldError
-from vitrine.runtime import errors, metrics
+from vitrine.runtime import errors, metrics, tracing
 
 
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
@@ -38,7 +38,9 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         if handler is None or handler.unary_unary is None or handler.request_deserializer is None:
             return handler  # unknown, or a stream: health's Watch and reflection
         wrapped = grpc.unary_unary_rpc_method_handler(
-            self._around(handler.unary_unary, handler.request_deserializer, details.method),
+            tracing.around(
+                self._around(handler.unary_unary, handler.request_deserializer, details.method), details.method
+            ),
             request_deserializer=None,  # `_around` does it: what is no message is refused and counted like the rest
             response_serializer=handler.response_serializer,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from vitrine.runtime import logs, metrics, tls
+from vitrine.runtime import logs, metrics, tls, tracing
 from vitrine.runtime.health import Check, Health, HealthServer
 from vitrine.runtime.settings import Settings, named
 from vitrine.runtime.tls import ServerTls
@@ -66,6 +66,7 @@ class Lifecycle:
         degraded: conditions shown while it serves on, by reason.
         on_drain: called in order once the calls in flight have ended, or where the process could not start.
         """
+        tracing.setup(settings.otlp_endpoint, settings.trace_ratio, service, settings.namespace)
         self._settings = settings
         self._service = service
         self._front = front
@@ -162,6 +163,7 @@ class Lifecycle:
             except Exception:
                 _log.exception("a drain step failed")
                 status = 1
+        tracing.close()
         return status
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from vitrine import trace_context
 from vitrine.runtime.redact import redact_url
 
 _FIRST = ("time", "level", "service", "event")
@@ -25,6 +26,7 @@ def setup(level: str = "info", service: str = "", stream: TextIO | None = None) 
 
     def finish(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event["service"] = service
+        event.update(trace_context.ids())
         ordered = {key: event.pop(key) for key in _FIRST if key in event} | dict(event)
         return {key: redact_url(value) if isinstance(value, str) else value for key, value in ordered.items()}
 

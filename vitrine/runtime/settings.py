@@ -66,6 +66,15 @@ class Settings(BaseSettings):
             raise ValueError("should be at most 64 letters, digits, '-' and '_'")
         return value
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/\s]+/?|file:///.+", value):
+            raise ValueError(
+                "should be http://host:4317, https://host:4317 or file:///path, or empty for no traces"
+            )
+        return value
+
     @model_validator(mode="after")
     def _files_can_be_used(self) -> Self:
         """Before a model is loaded for nothing."""

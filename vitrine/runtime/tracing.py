@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from prometheus_client import Counter
 
@@ -34,16 +33,6 @@ export_failures = Counter(
 _tracing: Tracing | None = None
 
 
-def check_endpoint(endpoint: str) -> str:
-    """`endpoint`, which is empty, http(s)://host:port or file:///path; raises ValueError."""
-    parts = urlsplit(endpoint)
-    if endpoint and not (
-        parts.netloc if parts.scheme in ("http", "https") else parts.scheme == "file" and parts.path
-    ):
-        raise ValueError("should be http://host:4317, https://host:4317 or file:///path, or empty for no traces")
-    return endpoint
-
-
 def setup(endpoint: str, ratio: float, service: str, namespace: str = "") -> None:
     """Traces this process from here on, until `close`; nothing where `endpoint` is empty.
 
@@ -51,7 +40,7 @@ def setup(endpoint: str, ratio: float, service: str, namespace: str = "") -> Non
     ratio:    of the traces that begin in this process, how many are kept; one that came in is as its caller decided
     """
     global _tracing
-    if not check_endpoint(endpoint):
+    if not endpoint:
         return
     if importlib.util.find_spec("opentelemetry.sdk") is None:
         _log.warning("no traces: OpenTelemetry is not installed; `pip install vitrine-serving[serve]`")
