@@ -1,13 +1,26 @@
 """How services and trainers are started: by module name, with the applications' root on the path."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import typer
 
+from vitrine.ann import embeddings, index
+from vitrine.artifacts import ArtifactStore
+from vitrine.ctr import model
+from vitrine.matching import catalog
+
 SERVICES = {"ann": ["services.ann"], "matching": ["services.matching", "server"], "ctr": ["services.ctr"]}
 DISTRIBUTED = ("des", "softmax")
 PLAIN = ("bdg", "catalog")
+# What a trainer publishes, its last artifact last.
+PUBLISHED = {
+    "catalog": (catalog.KIND,),
+    "des": (model.KIND, model.TOWERS_KIND),
+    "softmax": (embeddings.KIND,),
+    "bdg": (index.KIND,),
+}
 
 
 def applications_root() -> Path:
@@ -33,3 +46,26 @@ def trainer_arguments(trainer: str, processes: int) -> list[str]:
     if trainer in DISTRIBUTED and processes > 1:
         return ["-m", "trainers.runtime.launch", str(processes), f"trainers.{trainer}"]
     return ["-m", f"trainers.{trainer}"]
+
+
+def already_published(trainer: str, flags: list[str]) -> str | None:
+    """`name version` of all that a trainer publishes, where the store has a stable version of each; else None.
+
+    flags: the trainer's own. Raises ArtifactError, UnavailableError.
+    """
+    folder = _given(flags, "store")
+    if not folder:
+        return None  # the trainer says so
+    store = ArtifactStore(folder, namespace=_given(flags, "namespace"))
+    served = {name: store.refs(name).get("stable") for name in PUBLISHED[trainer]}
+    return ", ".join(f"{name} {version}" for name, version in served.items()) if all(served.values()) else None
+
+
+def _given(flags: list[str], name: str) -> str:
+    """The value of `--name VALUE` or `--name=VALUE`, else of the variable VITRINE_NAME."""
+    for flag, following in pairwise([*flags, ""]):
+        if flag == f"--{name}":
+            return following
+        if flag.startswith(f"--{name}="):
+            return flag.partition("=")[2]
+    return os.environ.get(f"VITRINE_{name.upper()}", "")

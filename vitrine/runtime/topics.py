@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError, for_code
 
 from vitrine.errors import FieldError, UnavailableError
 from vitrine.placement import BUCKETS, qualify
-from vitrine.runtime.kafka import admin, parse_url
+from vitrine.runtime.kafka import admin, answering, parse_url
 from vitrine.runtime.settings import NAMESPACE
 
 USER_EVENTS = "user-events"
@@ -115,6 +115,20 @@ def existing(url: str, namespace: str) -> list[Topic]:
             return _describe(client, names, with_settings=not parse_url(url).memory)
         except KafkaError as error:
             raise UnavailableError(f"Kafka at {url} did not describe its topics: {error}") from error
+
+
+def records(url: str, topic: str) -> int:
+    """Records ever appended to a topic; 0 where it does not exist, as on the in-memory broker before the first.
+
+    Raises UnavailableError where the cluster does not answer.
+    """
+    with answering(url):
+        consumer = KafkaConsumer(**parse_url(url).kwargs(), enable_auto_commit=False)
+    try:
+        places = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+        return sum(consumer.end_offsets(places).values()) if places else 0
+    finally:
+        consumer.close()
 
 
 def _make(

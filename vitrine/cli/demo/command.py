@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from kafka import KafkaConsumer, TopicPartition
 from rich.console import Console
 
 from vitrine.artifacts import ArtifactStore
@@ -22,7 +21,7 @@ from vitrine.cli.demo.walk import Stage, Walk, walk
 from vitrine.cli.system import RunError
 from vitrine.errors import UnavailableError
 from vitrine.placement import qualify
-from vitrine.runtime import kafka, topics
+from vitrine.runtime import topics
 
 
 def demo(
@@ -137,16 +136,6 @@ def _facts(options: Options, up: Running, seen: Walk, started: float) -> dict[st
         "auc_by_crowd_overlap": des["auc_by_crowd_overlap"],
         "kafka": up.stack.kafka_kind,
         "redis": up.stack.redis_kind,
-        "dead_letters": _records(up.stack.kafka_url, qualify(up.namespace, topics.DEAD_LETTERS)),
+        "dead_letters": topics.records(up.stack.kafka_url, qualify(up.namespace, topics.DEAD_LETTERS)),
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _records(kafka_url: str, topic: str) -> int:
-    """Records ever appended to a topic; 0 where it does not exist, as on the in-memory broker before the first."""
-    consumer = KafkaConsumer(**kafka.parse_url(kafka_url).kwargs(), enable_auto_commit=False)
-    try:
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        return sum(consumer.end_offsets(partitions).values()) if partitions else 0
-    finally:
-        consumer.close()
