@@ -124,7 +124,7 @@ class Channel:
                 self._look()
             if made[0] is not (current := self.current):
                 made = current, current.unary_unary(method, *serializers, **named)
-            metadata = (*(self.metadata or ()), *trace_context.carried()) or None
+            metadata = (*(self.metadata or ()), *trace_context.metadata()) or None
             return made[1](request, timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready)
 
         return call

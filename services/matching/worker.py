@@ -14,6 +14,7 @@ from prometheus_client import Counter, Histogram
 
 from services.matching import failpoint
 from services.matching.settings import WorkerSettings, load_matcher
+from services.matching.spans import EventSpans, WatchedStore
 from vitrine.artifacts import ArtifactError
 from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.matching import owner
@@ -65,10 +66,11 @@ backlog_age = Readings(
 class Work:
     """The consumer loop's handler: the owner's calls, with metrics, seeks and commits around them."""
 
-    def __init__(self, buckets: owner.Owner) -> None:
+    def __init__(self, buckets: owner.Owner, spans: EventSpans) -> None:
         self.loop: ConsumerLoop | None = None
         self.redis_lost: str | None = None
         self._owner = buckets
+        self._spans = spans
         self._redis_contact = time.monotonic()
 
     def redis_contact(self) -> dict[str, float]:
@@ -91,7 +93,7 @@ class Work:
 
     def batch(self, records: Mapping[int, Sequence[Record]]) -> None:
         try:
-            with batch_seconds.time():
+            with batch_seconds.time(), self._spans.around(records):
                 outcome = self._owner.batch(records)
         except UnavailableError as error:
             raise self._lost(error) from error
@@ -153,18 +155,23 @@ def build(config: WorkerSettings, matcher: Matcher, crash: Callable[[str], None]
     letters = kafka.DeadLetters(kafka.producer(config.kafka_url), qualify(config.namespace, topics.DEAD_LETTERS))
 
     def dead_letter(partition: int, record: owner.Record, reason: str) -> None:
-        letters.send(topic, partition, record.offset, record.timestamp, record.key, record.value, reason)
-        _log.warning("dead letter", topic=topic, partition=partition, offset=record.offset, reason=reason)
+        with spans.dead_letter(partition, record.offset, reason):
+            letters.send(topic, partition, record.offset, record.timestamp, record.key, record.value, reason)
+            _log.warning("dead letter", topic=topic, partition=partition, offset=record.offset, reason=reason)
 
+    partitions = _partitions(config.kafka_url, topic)
+    store = WatchedStore(Store(redis.connect(config.redis_url), config.namespace))
+    spans = EventSpans(store, topic, partitions)
     work = Work(
         owner.Owner(
-            Store(redis.connect(config.redis_url), config.namespace),
+            store,
             matcher,
             dead_letter,
             cluster=kafka.cluster_id(config.kafka_url),
-            partitions=_partitions(config.kafka_url, topic),
+            partitions=partitions,
             failpoint=crash,
-        )
+        ),
+        spans,
     )
     loop = work.loop = ConsumerLoop(
         config.kafka_url,

@@ -14,6 +14,7 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
+from vitrine import trace_context
 from vitrine.api.events.v1 import events_pb2
 from vitrine.errors import FieldError, NotFoundError, UnavailableError
 
@@ -196,7 +197,10 @@ class DeadLetters:
         )
         try:
             self._producer.send(
-                self._topic, key=f"{topic}/{partition}/{offset}".encode(), value=letter.SerializeToString()
+                self._topic,
+                key=f"{topic}/{partition}/{offset}".encode(),
+                value=letter.SerializeToString(),
+                headers=trace_context.headers(),
             ).get(timeout=self._timeout_s)
         except KafkaError as error:
             raise UnavailableError(f"a dead letter could not be written to {self._topic}: {error}") from error

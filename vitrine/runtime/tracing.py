@@ -1,4 +1,4 @@
-"""Traces, where an endpoint is set: server spans, context in Kafka headers, spans of one's own.
+"""Traces, where an endpoint is set: server spans, spans of one's own, and the contexts that records carry.
 
 Without an endpoint nothing of OpenTelemetry is imported and every function here returns at once; with one,
 `otel.py` does the work (docs/observability.md, "Traces").
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter
 
-from vitrine import trace_context
 from vitrine.runtime import logs, metrics
 
 if TYPE_CHECKING:
@@ -75,11 +74,6 @@ def span(name: str, *, kind: str = "internal", **attributes: str | int | float |
         return
     with _tracing.span(name, kind, attributes) as trace_id:
         yield trace_id
-
-
-def headers() -> list[tuple[str, bytes]]:
-    """The current span as headers of a Kafka record: `producer.send(..., headers=tracing.headers())`."""
-    return [(key, value.encode()) for key, value in trace_context.carried()]
 
 
 def parent(carrier: Iterable[tuple[str, str | bytes | None]]) -> Context | None:
