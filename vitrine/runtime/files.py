@@ -53,11 +53,10 @@ class Reloaded(Generic[T]):
         """Takes up what has changed."""
         try:
             found = read_all(self.paths)
-            if found != self._seen or self.refusal is not None:
-                fresh = self._load(found)
-                if found != self._seen:
-                    self.current, self._seen = fresh, found
-                    _log.info(f"new {self._what} in use", files=[str(path) for path in self.paths])
+            if found != self._seen:
+                self.current = self._load(found)
+                self._seen = found
+                _log.info(f"new {self._what} in use", files=[str(path) for path in self.paths])
             self.refusal = None
         except FileError as error:
             if str(error) != self.refusal:

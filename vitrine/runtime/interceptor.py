@@ -1,23 +1,35 @@
-"""Around every call: expired ones end before any work, exceptions become statuses, and all are measured."""
+"""Around every call: who may not call is refused, expired calls end before any work, exceptions become statuses.
+
+The order: who (on grpc's own thread, before the request is read or a worker taken), expired, deserialise, behave.
+What gets past the first is measured.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from vitrine.errors import FieldError
-from vitrine.runtime import errors, metrics, tracing
+from vitrine.runtime import callers, errors, metrics, tracing
+from vitrine.runtime.callers import Callers, Refused
+
+_OPEN = "/grpc.health.v1.Health/"  # probes have no token
 
 
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
     """One for each server; see the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, callers: Callers | None = None) -> None:
+        """callers: who may call; None is everybody."""
+        self._callers = callers
+        # Refusals have a thread of their own: a caller over its rate takes no worker from the others.
+        self._refusals = ThreadPoolExecutor(1, thread_name_prefix="rpc-refused")
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._in_flight = 0
         self._lock = threading.Lock()
@@ -31,6 +43,12 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        if self._callers is not None and not details.method.startswith(_OPEN):
+            try:
+                caller = self._callers.admit(_authorization(details.invocation_metadata), details.method[1:])
+            except Refused as refusal:
+                return self._refuse(refusal)
+            callers.current.set(caller.name)  # seen by the behaviour: grpc runs both in one context
         wrapped = self._wrapped.get(details.method)
         if wrapped is not None:
             return wrapped
@@ -46,6 +64,16 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         )
         self._wrapped[details.method] = wrapped
         return wrapped
+
+    def _refuse(self, refusal: Refused) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler that ends the call, whatever its method is, without reading a request."""
+        status = errors.to_status(refusal)
+
+        def end(_: Any, context: Any) -> Any:
+            context.abort_with_status(status)
+
+        end.experimental_thread_pool = self._refusals  # type: ignore[attr-defined]
+        return grpc.stream_stream_rpc_method_handler(end)
 
     def _around(
         self, behaviour: Callable[[Any, Any], Any], deserialize: Callable[[bytes], Any], method: str
@@ -90,6 +118,13 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         with self._lock:
             self._in_flight += change
         metrics.rpc_in_flight.set(self._in_flight)
+
+
+def _authorization(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
+    for key, value in metadata or ():
+        if key == "authorization":
+            return value
+    return None
 
 
 def _by_abort(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Protocol
 
 from vitrine.runtime import logs, metrics, tls, tracing
+from vitrine.runtime.callers import Callers
 from vitrine.runtime.health import Check, Health, HealthServer
 from vitrine.runtime.settings import Settings, named
 from vitrine.runtime.tls import ServerTls
@@ -59,20 +60,26 @@ class Lifecycle:
         ready: Check | Mapping[str, Check] | None = None,
         degraded: Mapping[str, Check] | None = None,
         on_drain: Sequence[Callable[[], None]] = (),
+        callers: Callers | None = None,
     ) -> None:
         """
         service:  short name, in logs and in the announcement: "ctr".
         ready:    readiness checks by name (or one); the process says NOT_SERVING until all pass.
         degraded: conditions shown while it serves on, by reason.
         on_drain: called in order once the calls in flight have ended, or where the process could not start.
+        callers:  those that the front asks who may call; health shows a file of them that is refused.
         """
         tracing.setup(settings.otlp_endpoint, settings.trace_ratio, service, settings.namespace)
         self._settings = settings
         self._service = service
         self._front = front
         self._tls = certificates = tls.of_settings(settings)
+        self._callers = callers
+        degraded = dict(degraded or {})
         if certificates is not None:
-            degraded = {**(degraded or {}), "certificates": lambda: certificates.refusal}
+            degraded["certificates"] = lambda: certificates.refusal
+        if callers is not None:
+            degraded["callers"] = lambda: callers.refusal
         self._on_drain = list(on_drain)
         self._stops: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._metrics: metrics.MetricsServer | None = None
@@ -131,8 +138,9 @@ class Lifecycle:
         self._health_server.stop()
         if self._metrics is not None:
             self._metrics.close()
-        if self._tls is not None:
-            self._tls.close()
+        for files in (self._tls, self._callers):
+            if files is not None:
+                files.close()
         if settings.address_file is not None:
             settings.address_file.unlink(missing_ok=True)
         abandoned = self.in_flight

@@ -11,7 +11,7 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from vitrine.runtime import lifecycle, logs
+from vitrine.runtime import callers, lifecycle, logs
 from vitrine.runtime.health import Check
 from vitrine.runtime.interceptor import CallInterceptor
 from vitrine.runtime.lifecycle import StartError
@@ -46,8 +46,9 @@ class Process(lifecycle.Lifecycle):
         The others as in `Lifecycle`.
         """
         logs.setup(settings.log_level, service)
-        front = _GrpcFront(settings)
-        super().__init__(settings, service, front, ready=ready, degraded=degraded, on_drain=on_drain)
+        who = callers.of_settings(settings)
+        front = _GrpcFront(settings, CallInterceptor(who))
+        super().__init__(settings, service, front, ready=ready, degraded=degraded, on_drain=on_drain, callers=who)
         self.server = front.server
         names = _Names(self.server)
         if register is not None:
@@ -78,12 +79,12 @@ def serve(
 class _GrpcFront:
     """The gRPC server as a process's front."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, calls: CallInterceptor) -> None:
         self._settings = settings
-        self._calls = CallInterceptor()
+        self._calls = calls
         self.server = grpc.server(
             ThreadPoolExecutor(settings.max_workers, thread_name_prefix="rpc"),
-            interceptors=[self._calls],
+            interceptors=[calls],
             options=_channel_options(settings),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         )

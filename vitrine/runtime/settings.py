@@ -85,6 +85,13 @@ class Settings(BaseSettings):
                 tls.check(self.tls_cert, self.tls_key, self.tls_client_ca)
             except tls.TlsError as error:
                 raise ValueError(f"{named(error.field)}: {error}") from error
+        if self.callers:
+            from vitrine.runtime import callers, files
+
+            try:
+                callers.check(self.callers)
+            except files.FileError as error:
+                raise ValueError(f"{named('callers')}: {error}") from error
         return self
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
