@@ -52,14 +52,14 @@ class Followed(Generic[T]):
         )
 
     @property
-    def trouble(self) -> str:
-        """Why there is nothing, or not the newest; "" where all is well."""
+    def trouble(self) -> str | None:
+        """Why there is nothing, or not the newest; None where all is well."""
         if self._watcher is None:
             return f"the console was started without VITRINE_STORE, so there is no {self._name}"
         if self._watcher.refused:
             return self._refused
         if self.current is not None:
-            return ""
+            return None
         return f"no {self._name} has been read from the store yet"
 
     def close(self) -> None:

@@ -45,6 +45,11 @@ class VersionRow:
     serving: list[str]
     octets: int
 
+    @property
+    def figures(self) -> list[tuple[str, str]]:
+        """The three of its metrics that say most, in words."""
+        return lineage.figures(self.manifest.metrics, 3)
+
 
 @dataclass(frozen=True)
 class Shelved:

@@ -3,12 +3,13 @@
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from services.console import draw, recall
 from services.console.backend import Backend
 from services.console.shown import Photos
 from services.console.trouble import Trouble, calling, need
-from vitrine.client import AnnClient, IndexStats
+from vitrine.client import IndexStats
 
 GRID = 30
 PAGES = 10_000
@@ -21,6 +22,12 @@ class Query:
     item: int = 0
     upload: str = ""
     over_recall: int = 0
+
+    @property
+    def url(self) -> str:
+        """As the parameters of a URL."""
+        what = f"upload={quote(self.upload)}" if self.upload else f"item={self.item}"
+        return f"{what}&over_recall={self.over_recall}"
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Results:
-    """An answer beside the exact one."""
+    """An answer beside the exact one. measuring: the recall curve is on its way"""
 
     query: Query
     stats: IndexStats
@@ -49,6 +56,7 @@ class Results:
     exact: bool
     seconds: float
     curve: recall.Curve | None
+    measuring: bool
     slider: int = recall.SLIDER
     chart: Any = field(default="")
 
@@ -77,7 +85,8 @@ def answer(backend: Backend, query: Query) -> Results:
         found = ann.search(**asked, k=k, over_recall=over_recall)
         seconds = time.perf_counter() - begun
         exact = recall.reference(ann, stats, asked, k)[0]
-        curve = _curve(backend, ann, photos, stats)
+        held_out = _held_out(photos, stats)
+        curve = backend.curves.get(ann, stats, held_out) if len(held_out) else None
     assert found.scores is not None
     category = photos.category(query.item) if photos and query.item else ""
     shown = _neighbours(photos, query, category, found.ids[0], found.scores[0], found.distances[0])
@@ -95,6 +104,7 @@ def answer(backend: Backend, query: Query) -> Results:
         exact.exact,
         seconds,
         curve,
+        curve is None and len(held_out) > 0,
         chart=draw.recall_curve(curve.points, min(over_recall, recall.SLIDER), curve.at(over_recall))
         if curve
         else "",
@@ -110,7 +120,7 @@ def _asked(backend: Backend, photos: Photos | None, stats: IndexStats, query: Qu
             )
         return {"picture": backend.uploads.get(query.upload)}
     if photos is None:
-        raise Trouble("There are no photos", backend.photos.trouble)
+        raise Trouble("There are no photos", backend.photos.trouble or "")
     vector, image = photos.vector(query.item), photos.image(query.item)
     if vector is None:
         raise Trouble("No such photo", f"The embeddings hold no item {query.item}; choose a photo below.", 404)
@@ -121,11 +131,11 @@ def _asked(backend: Backend, photos: Photos | None, stats: IndexStats, query: Qu
     return {"picture": image}
 
 
-def _curve(backend: Backend, ann: AnnClient, photos: Photos | None, stats: IndexStats) -> recall.Curve | None:
-    """Measured over held-out photos, and only where their vectors are the index's."""
+def _held_out(photos: Photos | None, stats: IndexStats) -> Any:
+    """Vectors float32 (n, dim) that the curve is measured over; none unless of the index's own embedding."""
     if photos is None or photos.version != stats.embeddings_version:
-        return None
-    return backend.curves.get(ann, stats, photos.embeddings.vectors[photos.held_out])
+        return ()
+    return photos.embeddings.vectors[photos.held_out]
 
 
 def _neighbours(

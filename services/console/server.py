@@ -1,4 +1,4 @@
-"""The console's process: settings, backend, application, serve, drain."""
+"""The console's process: settings, callers, backend, application, serve, drain."""
 
 import sys
 from collections.abc import Sequence
@@ -8,9 +8,8 @@ from services.console.backend import Backend
 from services.console.settings import ConsoleSettings
 from vitrine.artifacts import ArtifactError
 from vitrine.channels import Security
-from vitrine.client import VitrineError
 from vitrine.errors import UnavailableError
-from vitrine.runtime import logs, settings
+from vitrine.runtime import callers, logs, settings
 from vitrine.runtime.http import HttpFront
 from vitrine.runtime.lifecycle import Lifecycle, run
 
@@ -21,17 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.setup(config.log_level, "console")
     try:
         backend = Backend(config, Security.from_environment())
-    except (ArtifactError, UnavailableError, VitrineError, ValueError) as error:
+    except (ArtifactError, UnavailableError, ValueError) as error:
         print(f"python -m services.console: {error}", file=sys.stderr)
         return 1
+    known = callers.of_settings(config)
     process = Lifecycle(
         config,
         "console",
-        HttpFront(config, Console(backend).application),
-        degraded={
-            "catalog": lambda: backend.names.trouble or None,
-            "photos": lambda: backend.photos.trouble or None,
-        },
+        HttpFront(config, Console(backend, known).application),
+        callers=known,
+        degraded={"catalog": lambda: backend.names.trouble, "photos": lambda: backend.photos.trouble},
         on_drain=[backend.close],
     )
     return run(process)

@@ -12,6 +12,7 @@ from services.console.shown import Names
 from services.console.trouble import Trouble, calling, need
 from vitrine.client import Matches, MatchingClient, NotFoundError, Source, VitrineError
 from vitrine.errors import UnavailableError
+from vitrine.runtime import audit
 
 SHOWN = 20
 _SERVED = 50  # asked for; fewer where the server serves shorter lists
@@ -100,11 +101,12 @@ def view(backend: Backend, user_id: int, token: str = "") -> UserView:
     return _seen(backend, user_id, matches_of(backend, user_id), fired, token)
 
 
-def fire(backend: Backend, user_id: int, kind: str, target: int) -> tuple[str, UserView]:
-    """Sends an event and looks whether its list comes soon; (token, the page). Raises Trouble."""
+def fire(backend: Backend, user_id: int, kind: str, target: int, caller: str) -> UserView:
+    """Sends an event and looks whether its list comes soon. Raises Trouble."""
     before = matches_of(backend, user_id)
     try:
-        backend.sender.send(user_event(kind, user_id, target, int(time.time() * 1000)))
+        with audit.recorded("console.event", f"user {user_id}", caller=caller, kind=kind, about=target):
+            backend.sender.send(user_event(kind, user_id, target, int(time.time() * 1000)))
     except UnavailableError as error:
         raise Trouble("The event was not sent", str(error)) from error
     said = f"{KINDS[kind][1]} {_target_name(backend.names.current, kind, target)}"
@@ -115,7 +117,7 @@ def fire(backend: Backend, user_id: int, kind: str, target: int) -> tuple[str, U
         time.sleep(0.003)
         after = matches_of(backend, user_id)
     took_s = time.monotonic() - fired.sent
-    return token, _seen(backend, user_id, after, fired, token, took_s)
+    return _seen(backend, user_id, after, fired, token, took_s)
 
 
 def target_of(backend: Backend, kind: str, text: str) -> int:

@@ -78,6 +78,8 @@ def view(backend: Backend, user_id: int, ad: int) -> WhyView:
         Shared(int(crowd), _crowd(backend, int(crowd)), float(bid), int(crowd) == one.crowd)
         for crowd, bid in zip(one.shared_crowds, one.shared_bids, strict=True)
     ]
+    shared_ids = {each.crowd for each in shared}
+    theirs = [(int(c), _crowd(backend, int(c))) for c in explained.user_crowds]
     crowd_ids, bids = names.catalog.bids_of(ad) if names else ([], [])
     item = names.item_of(ad) if names else 0
     model_pctr, model_version = _second_opinion(backend, matches, ad)
@@ -92,10 +94,10 @@ def view(backend: Backend, user_id: int, ad: int) -> WhyView:
         known,
         headline,
         lead,
-        one.verdict is Verdict.LISTED,
+        one.verdict is Verdict.LISTED and one.rank <= len(values),
         one,
         shared,
-        [(int(c), _crowd(backend, int(c))) for c in explained.user_crowds],
+        sorted(theirs, key=lambda each: each[0] not in shared_ids),
         sorted(
             ((int(c), _crowd(backend, int(c)), float(b)) for c, b in zip(crowd_ids, bids, strict=True)),
             key=lambda x: -x[2],
