@@ -11,7 +11,7 @@ import typer
 from vitrine.api.ann.v1 import ann_pb2
 from vitrine.api.ctr.v1 import ctr_pb2
 from vitrine.api.matching.v1 import matching_pb2
-from vitrine.runtime import callers
+from vitrine.runtime import audit, callers
 from vitrine.runtime.files import FileError
 
 app = typer.Typer(no_args_is_help=True, help="Who may call: tokens, methods and rates (docs/security.md).")
@@ -67,7 +67,7 @@ def new(
     if file is None:
         typer.echo(entry, err=True)
     else:
-        with file.open("a") as end:
+        with audit.recorded("callers.new", name, file=str(file), methods=method), file.open("a") as end:
             end.write(whole.removeprefix(before))
     typer.echo(token)
 

@@ -18,7 +18,7 @@ from vitrine.data.replay import user_events
 from vitrine.data.validate import DataError
 from vitrine.errors import FieldError, NotFoundError, UnavailableError
 from vitrine.placement import qualify
-from vitrine.runtime import logs, topics
+from vitrine.runtime import audit, logs, topics
 from vitrine.runtime.kafka import key_of, parse_url, producer
 
 app = typer.Typer(
@@ -119,7 +119,8 @@ def replay(
                 " without counting some twice; replay into a fresh VITRINE_NAMESPACE",
             )
         if there < total:
-            _send(file, total, producer(kafka_url), topic)
+            with audit.recorded("data.replay", topic, events=total, folder=str(folder)):
+                _send(file, total, producer(kafka_url), topic)
     typer.echo(f"{max(there, total):,} events in {topic}")
 
 

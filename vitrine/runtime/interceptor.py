@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from vitrine.errors import FieldError
-from vitrine.runtime import callers, errors, metrics, tracing
+from vitrine.runtime import audit, callers, errors, metrics, tracing
 from vitrine.runtime.callers import Callers, Refused
 
 _OPEN = "/grpc.health.v1.Health/"  # probes have no token
@@ -53,6 +53,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         if wrapped is not None:
             return wrapped
         handler = continuation(details)
+        if handler is not None and not audit.only_reads(details.method):
+            handler = _audited(handler, details.method)
         if handler is None or handler.unary_unary is None or handler.request_deserializer is None:
             return handler  # unknown, or a stream: health's Watch and reflection
         wrapped = grpc.unary_unary_rpc_method_handler(
@@ -118,6 +120,16 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         with self._lock:
             self._in_flight += change
         metrics.rpc_in_flight.set(self._in_flight)
+
+
+def _audited(handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    kind = (
+        ("stream" if handler.request_streaming else "unary")
+        + ("_stream" if handler.response_streaming else "_unary")
+    )  # fmt: skip
+    behaviour = audit.around(getattr(handler, kind), method)
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
 
 
 def _authorization(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:

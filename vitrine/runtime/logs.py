@@ -45,7 +45,7 @@ def setup(level: str = "info", service: str = "", stream: TextIO | None = None) 
             structlog.processors.JSONRenderer(default=str),
         ],
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(stream) if stream else _ToStderr()
     handler.setFormatter(renderer)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -63,6 +63,14 @@ def setup(level: str = "info", service: str = "", stream: TextIO | None = None) 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at that moment: a test, or a library, may have put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def get_logger(name: str = "vitrine", **context: Any) -> structlog.stdlib.BoundLogger:

@@ -9,6 +9,7 @@ from kafka.errors import KafkaError, for_code
 
 from vitrine.errors import FieldError, UnavailableError
 from vitrine.placement import BUCKETS, qualify
+from vitrine.runtime import audit
 from vitrine.runtime.kafka import admin, answering, parse_url
 from vitrine.runtime.settings import NAMESPACE
 
@@ -97,7 +98,9 @@ def create(
             missing = [topic for topic in topics if topic.name not in there]
             if missing:
                 extra = {} if retention_ms is None else {topics[0].name: {"retention.ms": str(retention_ms)}}
-                _make(client, missing, replication, extra, int(timeout_s * 1000))
+                names = " ".join(topic.name for topic in missing)
+                with audit.recorded("topics.create", names, partitions=partitions, replication=replication):
+                    _make(client, missing, replication, extra, int(timeout_s * 1000))
         except KafkaError as error:
             raise UnavailableError(f"Kafka at {url} did not make the topics: {error}") from error
     return Created(
