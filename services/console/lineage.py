@@ -170,10 +170,14 @@ def _ordered(nodes: Sequence[Node]) -> list[Node]:
             return
         done.add(node.key)
         order.append(node)
-        for child in sorted(children.get(node.key, ()), key=lambda n: n.depth):
+        for child in sorted(children.get(node.key, ()), key=reach):
             visit(child)
 
-    for node in sorted(nodes, key=lambda n: (n.depth, n.key)):
+    def reach(node: Node) -> tuple[int, str]:
+        """How much hangs below it: what has least stands first, so that fewer edges cross."""
+        return sum(1 + reach(child)[0] for child in children.get(node.key, ())), node.key
+
+    for node in sorted(nodes, key=lambda n: (n.depth, reach(n))):
         visit(node)
     return order
 
