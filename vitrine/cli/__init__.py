@@ -73,14 +73,18 @@ def _choose(name: str, names: tuple[str, ...], what: str) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
-def serve(context: typer.Context, service: Annotated[str, typer.Argument(help="ann, matching or ctr")]) -> None:
-    """Start a gRPC service. Flags after its name are its own; every flag is a VITRINE_ variable too.
+def serve(
+    context: typer.Context, service: Annotated[str, typer.Argument(help="ann, matching, ctr or console")]
+) -> None:
+    """Start a gRPC service, or the console. Flags after its name are its own; each is a VITRINE_ variable too.
 
     Examples:
 
         vitrine serve ann --store ./store --port 7001
 
         vitrine serve matching --store ./store --redis-url redis://127.0.0.1:6379 --kafka-url kafka://127.0.0.1:9092
+
+        vitrine serve console --port 7004 --matching-address 127.0.0.1:7002 --store ./store
 
         vitrine serve ctr --help
     """

@@ -11,7 +11,12 @@ from vitrine.artifacts import ArtifactStore
 from vitrine.ctr import model
 from vitrine.matching import catalog
 
-SERVICES = {"ann": ["services.ann"], "matching": ["services.matching", "server"], "ctr": ["services.ctr"]}
+SERVICES = {
+    "ann": ["services.ann"],
+    "matching": ["services.matching", "server"],
+    "ctr": ["services.ctr"],
+    "console": ["services.console"],
+}
 DISTRIBUTED = ("des", "softmax")
 PLAIN = ("bdg", "catalog")
 # What a trainer publishes, its last artifact last.
