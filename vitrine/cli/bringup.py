@@ -47,6 +47,7 @@ class Options:
     data:    folder of the Beauty and clothing files; None simulates a market of `users` and `ads`
     out:     folder for the run's files
     kafka_url, redis_url: servers of one's own; "" starts them
+    console: start the console too
     """
 
     command: str
@@ -57,6 +58,7 @@ class Options:
     data: Path | None = None
     kafka_url: str = ""
     redis_url: str = ""
+    console: bool = False
 
 
 @dataclass
@@ -121,7 +123,7 @@ def bring_up(console: Console, options: Options) -> Iterator[Running]:
         ending.callback(pool.shutdown, wait=True, cancel_futures=True)
         ending.callback(stack.stop)
         ending.callback(system.close)
-        with Panel(console, ROWS) as panel:
+        with Panel(console, ROWS | ({"console": "console"} if options.console else {})) as panel:
             _make_market(panel, options, market)
             trained = train(system, panel, pool, market, store, namespace, options.seed)
             panel.start("stack")
@@ -138,13 +140,30 @@ def bring_up(console: Console, options: Options) -> Iterator[Running]:
             panel.start("lists")
             up.wait_applied(120, lambda n: panel.update("lists", f"{n:,} events applied", n / up.sent))
             panel.done("lists", f"{up.sent:,} events applied")
+            if options.console:
+                panel.start("console", "starting")
+                panel.done("console", f"on http://{start_console(up).address}")
         yield up
 
 
 def start_worker(system: System, name: str = "worker") -> Service:
     """Start a matching worker. A second life under the same name takes over the first one's partitions at once."""
     member = "worker-0" if name == "worker" else name
-    return system.start(name, ["services.matching", "worker"], {"VITRINE_WORKER_ID": member})
+    before = system.services.get(name)
+    # Its second life has its metrics page where the first one had it, so that whoever watches it goes on.
+    page = before.metrics.rpartition(":")[2] if before and before.metrics else "0"
+    return system.start(
+        name, ["services.matching", "worker"], {"VITRINE_WORKER_ID": member, "VITRINE_METRICS_PORT": page}
+    )
+
+
+def start_console(up: Running) -> Service:
+    """Start the console over everything that serves now, and wait until it answers."""
+    services = up.system.services
+    addresses = {f"{name}_address": services[name].address for name in ("ann", "matching", "ctr")}
+    pages = ",".join(f"{service.name}=http://{service.metrics}/metrics" for service in services.values())
+    up.system.start("console", ["services.console"], vitrine_settings(metrics_pages=pages, **addresses))
+    return up.system.wait_serving("console")
 
 
 def _make_market(panel: Panel, options: Options, market: Path) -> None:

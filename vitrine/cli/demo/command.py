@@ -46,7 +46,8 @@ def demo(
 ) -> None:
     """Train, publish, serve and walk through the whole system on this machine.
 
-    On a terminal it stays up until Ctrl-C; with --json, or without a terminal, it ends by itself.
+    On a terminal it stays up until Ctrl-C, with the console in the browser; with --json, or without a terminal, it
+    ends by itself.
 
     Examples:
 
@@ -56,11 +57,12 @@ def demo(
 
         vitrine demo --users 20000 --json
     """
-    options = Options("demo", out, users, ads, seed, data, kafka_url, redis_url)
     console = Console(stderr=as_json)
+    stay = not as_json and console.is_terminal and sys.stdin.isatty()
+    options = Options("demo", out, users, ads, seed, data, kafka_url, redis_url, console=stay)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        facts = _run(console, options, stay=not as_json)
+        facts = _run(console, options)
     except KeyboardInterrupt:
         console.print("\nstopped; nothing was left running")
         raise typer.Exit(130) from None
@@ -75,8 +77,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(console: Console, options: Options, *, stay: bool) -> dict[str, Any]:
-    """The run's facts; `stay` keeps everything up at the end, where there is a terminal."""
+def _run(console: Console, options: Options) -> dict[str, Any]:
+    """The run's facts; where there is a console, everything stays up at the end."""
     started = time.monotonic()
     with bring_up(console, options) as up:
         stage = _stage(console, up, options.seed)
@@ -88,7 +90,7 @@ def _run(console: Console, options: Options, *, stay: bool) -> dict[str, Any]:
         report.write(page, stage.market, seen, facts, artifacts)
         show.table(console, facts, seen)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
-        if stay and console.is_terminal and sys.stdin.isatty():
+        if options.console:
             show.addresses(console, up.system, up.stack, up.namespace, seen.user_id)
             while True:
                 time.sleep(3600)
