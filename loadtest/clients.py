@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -63,6 +64,16 @@ class Fleet:
         share = rate / len(self._children)
         return self._run({"kind": kind, "rate": share, "seconds": seconds})
 
+    def until_stopped(self, kind: str, rate: float, at_most_s: float = 300.0) -> Measured:
+        """One step without a warm-up, which another thread's `stop` ends."""
+        share = rate / len(self._children)
+        return self._run({"kind": kind, "rate": share, "seconds": at_most_s, "warm_s": 0.0})
+
+    def stop(self) -> None:
+        """End the step under way."""
+        for child in self._children:
+            self._tell(child, {"stop": True})
+
     def closed_loop(self, kind: str, concurrency: int, seconds: float) -> Measured:
         """The throughput of `concurrency` callers in all."""
         share = max(1, concurrency // len(self._children))
@@ -113,34 +124,60 @@ def _last_words(child: "subprocess.Popen[str]") -> str:
 
 
 def main() -> None:
-    """Read what to drive, then a step a line; write what each measured."""
+    """Read what to drive, then a step a line; write what each measured. A line "stop" ends the step under way."""
     sys.setswitchinterval(0.0005)  # the thread that sends must not wait 5 ms for the one that receives
     spec = json.loads(sys.stdin.readline())
     if spec["cores"]:
         os.sched_setaffinity(0, spec["cores"])
-    everyone = np.arange(1, spec["users"] + 1, dtype=np.uint64)
-    people = Population.of_market(Path(spec["market"])) if spec["market"] else Population(everyone, everyone)
-    targets, security = Targets(**spec["targets"]), Security.from_environment()
-    calls: dict[str, traffic.Bytes | traffic.Flow] = {}
+    generator = _Generator(spec)
+    stopped = threading.Event()
     for line in sys.stdin:
         step = json.loads(line)
-        kind, seconds = step["kind"], step["seconds"]
+        if "stop" in step:
+            stopped.set()
+        else:
+            stopped.clear()
+            threading.Thread(target=generator.run, args=(step, stopped), daemon=True).start()
+    os._exit(0)  # no join of channels and pools: nobody waits for their calls any more
+
+
+class _Generator:
+    """What one process drives; the calls of a kind, and their connections, are made when first asked for."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        everyone = np.arange(1, spec["users"] + 1, dtype=np.uint64)
+        market = spec["market"]
+        self._people = Population.of_market(Path(market)) if market else Population(everyone, everyone)
+        self._targets, self._security = Targets(**spec["targets"]), Security.from_environment()
+        self._seed = spec["seed"]
+        self._calls: dict[str, traffic.Bytes | traffic.Flow] = {}
+
+    def run(self, step: dict[str, Any], stopped: threading.Event) -> None:
+        """Runs a step and writes its line."""
         try:
-            if kind not in calls:
-                calls[kind] = traffic.build(kind, targets, people, seed=spec["seed"], security=security)
-            call = calls[kind]
-            before = call.events
-            if "rate" in step:
-                result = engine.open_loop(call, step["rate"], seconds, seed=step["seed"], warm_s=WARM_S)
-            else:
-                result = engine.closed_loop(call, step["concurrency"], seconds)
-            result.events = call.events - before
-            answer = result.to_json()
+            answer = self._measure(step, stopped).to_json()
         except Exception as error:
-            answer = {"error": f"{kind}: {error!r}"}
+            answer = {"error": f"{step['kind']}: {error!r}"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-    os._exit(0)  # no join of channels and pools: nobody waits for their calls any more
+
+    def _measure(self, step: dict[str, Any], stopped: threading.Event) -> Measured:
+        kind = step["kind"]
+        if kind not in self._calls:
+            self._calls[kind] = traffic.build(
+                kind, self._targets, self._people, seed=self._seed, security=self._security
+            )
+        call = self._calls[kind]
+        before = call.events
+        if "rate" in step:
+            warm_s = step.get("warm_s", WARM_S)
+            result = engine.open_loop(
+                call, step["rate"], step["seconds"], seed=step["seed"], warm_s=warm_s, stopped=stopped.is_set
+            )
+        else:
+            result = engine.closed_loop(call, step["concurrency"], step["seconds"])
+        result.events = call.events - before
+        return result
 
 
 if __name__ == "__main__":

@@ -44,8 +44,19 @@ def arrivals(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
     return np.sort(rng.uniform(0.0, seconds, count))
 
 
-def open_loop(call: Call, rate: float, seconds: float, *, seed: int = 0, warm_s: float = 0.0) -> Measured:
-    """Drive `call` at `rate` for warm_s + seconds; what was due in the first warm_s is sent and not measured."""
+def open_loop(
+    call: Call,
+    rate: float,
+    seconds: float,
+    *,
+    seed: int = 0,
+    warm_s: float = 0.0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Measured:
+    """Drive `call` at `rate` for warm_s + seconds; what was due in the first warm_s is sent and not measured.
+
+    stopped: asked before every call; once it says so the step ends there
+    """
     due = arrivals(rate, warm_s + seconds, seed)
     run = _Run(call, len(due))
     cpu, wall = time.process_time(), time.perf_counter()
@@ -54,17 +65,20 @@ def open_loop(call: Call, rate: float, seconds: float, *, seed: int = 0, warm_s:
         wait = run.start + at - time.perf_counter()
         if wait > 0:
             time.sleep(wait)
+        if stopped():
+            seconds = time.perf_counter() - run.start - warm_s
+            break
         run.send(number)
     cpu_used, took = time.process_time() - cpu, time.perf_counter() - wall
     run.wait_all(PATIENCE_S)
-    measured = due >= warm_s
+    measured = (due >= warm_s) & (np.arange(len(due)) < run.sent)
     done = run.ended[measured]
     answered = np.isfinite(done) & run.fine[measured]
     result = Measured(rate, seconds, sent=int(measured.sum()), failures=run.failures(measured))
     result.answered = int((answered & (done <= warm_s + seconds + SETTLE_S)).sum())
     result.record((done - due[measured])[answered] * 1e6)
-    if len(due):
-        result.lag_us = max(0.0, float(np.percentile(run.began - due, 99)) * 1e6)
+    if measured.any():
+        result.lag_us = max(0.0, float(np.percentile((run.began - due)[measured], 99)) * 1e6)
     result.client_cpu = cpu_used / took
     return result
 
