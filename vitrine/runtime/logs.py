@@ -10,7 +10,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from vitrine import trace_context
-from vitrine.runtime.redact import redact_url
+from vitrine.runtime.redact import redact
 
 _FIRST = ("time", "level", "service", "event")
 # Libraries that say at INFO what matters only to someone debugging them.
@@ -28,7 +28,7 @@ def setup(level: str = "info", service: str = "", stream: TextIO | None = None) 
         event["service"] = service
         event.update(trace_context.ids())
         ordered = {key: event.pop(key) for key in _FIRST if key in event} | dict(event)
-        return {key: redact_url(value) if isinstance(value, str) else value for key, value in ordered.items()}
+        return {key: redact(value) for key, value in ordered.items()}
 
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,

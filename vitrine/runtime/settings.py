@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from vitrine.errors import FieldError
+from vitrine.runtime.kafka_url import parse_url as parse_kafka_url
 from vitrine.runtime.redact import redact_url
 
 __all__ = ["ENV_PREFIX", "NAMESPACE", "Settings", "load", "redact_url"]
@@ -31,9 +33,9 @@ class Settings(BaseSettings):
 
     namespace: str = Field("", description="Prefix of topics, keys and artifacts; a label on metrics.")
     store: str = Field("", description="Artifact store: a folder or an fsspec URL such as s3://bucket/vitrine.")
-    kafka_url: str = Field("", description="Kafka: kafka://host:port[,host:port].")
+    kafka_url: str = Field("", description="Kafka: kafka[s]://[user:password@]host:port[,...][?sasl=...].")
     kafka_home: str = Field("", description="Folder of an unpacked Kafka release, for the embedded stack.")
-    redis_url: str = Field("", description="Redis or Valkey: redis://[user:password@]host:port[/db].")
+    redis_url: str = Field("", description="Redis or Valkey: redis[s]://[user:password@]host:port[/db].")
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(0, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
@@ -73,6 +75,22 @@ class Settings(BaseSettings):
             raise ValueError(
                 "should be http://host:4317, https://host:4317 or file:///path, or empty for no traces"
             )
+        return value
+
+    @field_validator("kafka_url")
+    @classmethod
+    def _kafka_can_be_reached_so(cls, value: str) -> str:
+        if value:
+            _of_field(parse_kafka_url, value)
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_can_be_reached_so(cls, value: str) -> str:
+        if value:
+            from vitrine.runtime import redis  # which not every process needs
+
+            _of_field(redis.check_url, value)
         return value
 
     @model_validator(mode="after")
@@ -133,6 +151,14 @@ def named(field: str) -> str:
     return f"--{field.replace('_', '-')} (or {ENV_PREFIX}{field.upper()})"
 
 
+def _of_field(check: Callable[[str], object], value: str) -> None:
+    """`check`, whose FieldError is about the field being validated, so that its name need not be said again."""
+    try:
+        check(value)
+    except FieldError as error:
+        raise ValueError(error.message) from error
+
+
 def _explain(cls: type[Settings], details: Any, flags: Sequence[str]) -> str:
     """One line on one of pydantic's errors: where the value came from, and what would be right."""
     message = details["msg"].removeprefix("Value error, ")
@@ -145,7 +171,8 @@ def _explain(cls: type[Settings], details: Any, flags: Sequence[str]) -> str:
     given = {part.split("=", 1)[0] for part in flags}
     by_flag = not given.isdisjoint({flag, "--no-" + flag[2:]}) or variable not in os.environ
     message = message.replace("Input should", "should").split(", unable to ", 1)[0]
-    return f"{flag if by_flag else variable}: {message}, not '{redact_url(str(details['input']))}'"
+    shown = f"'{redact_url(str(details['input']))}'"
+    return f"{flag if by_flag else variable}: {message}" + (f", not {shown}" if shown not in message else "")
 
 
 def _refuse(name: str, lines: Sequence[str]) -> NoReturn:

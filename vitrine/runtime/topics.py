@@ -11,6 +11,7 @@ from vitrine.errors import FieldError, UnavailableError
 from vitrine.placement import BUCKETS, qualify
 from vitrine.runtime import audit
 from vitrine.runtime.kafka import admin, answering, parse_url
+from vitrine.runtime.redact import redact_url
 from vitrine.runtime.settings import NAMESPACE
 
 USER_EVENTS = "user-events"
@@ -102,7 +103,7 @@ def create(
                 with audit.recorded("topics.create", names, partitions=partitions, replication=replication):
                     _make(client, missing, replication, extra, int(timeout_s * 1000))
         except KafkaError as error:
-            raise UnavailableError(f"Kafka at {url} did not make the topics: {error}") from error
+            raise UnavailableError(f"Kafka at {redact_url(url)} did not make the topics: {error}") from error
     return Created(
         [topic.name for topic in missing],
         [topic.name for topic in kept],
@@ -117,7 +118,7 @@ def existing(url: str, namespace: str) -> list[Topic]:
         try:
             return _describe(client, names, with_settings=not parse_url(url).memory)
         except KafkaError as error:
-            raise UnavailableError(f"Kafka at {url} did not describe its topics: {error}") from error
+            raise UnavailableError(f"Kafka at {redact_url(url)} did not describe its topics: {error}") from error
 
 
 def records(url: str, topic: str) -> int:

@@ -9,6 +9,7 @@ from vitrine.cli.demo.market import MarketView
 from vitrine.cli.demo.walk import Ranked, Walk
 from vitrine.cli.system import System
 from vitrine.runtime.embedded import EmbeddedStack
+from vitrine.runtime.redact import redact_url
 
 # Facts in the order shown: field, what it is, unit.
 FACTS = [
