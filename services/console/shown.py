@@ -24,11 +24,11 @@ U64 = NDArray[np.uint64]
 
 
 class _Table:
-    """id -> text, by a binary search over sorted ids."""
+    """id -> text, by a binary search over sorted ids; empty where the artifact has no such file."""
 
     def __init__(self, file: Path, schema: pa.Schema) -> None:
         try:
-            table = pq.read_table(file, schema=schema)
+            table = pq.read_table(file, schema=schema) if file.exists() else schema.empty_table()
         except (OSError, pa.ArrowException) as error:
             raise ArtifactError(f"{file.name}: cannot be read ({error}); publish the catalog again") from error
         ids = table.column(0).to_numpy()

@@ -10,12 +10,12 @@ from services.console.events import KINDS, Fired, user_event
 from services.console.inputs import InputError, an_id
 from services.console.shown import Names
 from services.console.trouble import Trouble, calling, need
-from vitrine.client import Matches, MatchingClient, NotFoundError, Source, VitrineError
+from vitrine.client import InvalidArgumentError, Matches, MatchingClient, NotFoundError, Source, VitrineError
 from vitrine.errors import UnavailableError
 from vitrine.runtime import audit
 
 SHOWN = 20
-_SERVED = 50  # asked for; fewer where the server serves shorter lists
+_LENGTHS = (50, 20, 10, 5, 1)  # asked for in turn, where the server serves shorter lists
 _SOON_S = 0.3  # how long the answer to a fired event waits for its list; later ones are polled for
 _GIVE_UP_S = 30.0
 
@@ -149,13 +149,14 @@ def some_users(backend: Backend) -> list[int]:
 
 
 def _served(matching: MatchingClient, user_id: int) -> Matches:
-    try:
-        return matching.get_matches(user_id, k=_SERVED)
-    except VitrineError as error:
-        shorter = "..." in error.message and error.message.partition("1..")[2].partition(",")[0]
-        if shorter and shorter.isdigit():
-            return matching.get_matches(user_id, k=int(shorter))
-        raise
+    """As many as the server serves: what it takes as k is a setting of its own that no answer names."""
+    for k in _LENGTHS[:-1]:
+        try:
+            return matching.get_matches(user_id, k=k)
+        except InvalidArgumentError as error:
+            if "k" not in error.fields:
+                raise
+    return matching.get_matches(user_id, k=_LENGTHS[-1])
 
 
 def _seen(
