@@ -53,25 +53,25 @@ class Authority:
         self.cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
     def server(self, name: str = "server") -> Pair:
-        """For 127.0.0.1 and localhost."""
-        return self._issue(name, ExtendedKeyUsageOID.SERVER_AUTH, DAY)
+        """For 127.0.0.1 and localhost; brokers call each other with theirs."""
+        return self._issue(name, DAY, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
     def client(self, name: str = "client") -> Pair:
         """For a caller."""
-        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, DAY)
+        return self._issue(name, DAY, ExtendedKeyUsageOID.CLIENT_AUTH)
 
     def expired_client(self, name: str = "expired") -> Pair:
         """A caller's, that ran out an hour ago."""
-        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, -DAY / 24)
+        return self._issue(name, -DAY / 24, ExtendedKeyUsageOID.CLIENT_AUTH)
 
-    def _issue(self, name: str, use: x509.ObjectIdentifier, lasts: datetime.timedelta) -> Pair:
+    def _issue(self, name: str, lasts: datetime.timedelta, *uses: x509.ObjectIdentifier) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         made = (
             _about(_named(name), self._name, key.public_key(), now - DAY, now + lasts)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
