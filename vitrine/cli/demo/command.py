@@ -15,7 +15,7 @@ from rich.console import Console
 from vitrine.artifacts import ArtifactStore
 from vitrine.cli.applications import applications_root
 from vitrine.cli.bringup import Options, Running, bring_up, start_worker
-from vitrine.cli.demo import report, show
+from vitrine.cli.demo import show
 from vitrine.cli.demo.market import open_view
 from vitrine.cli.demo.walk import Stage, Walk, walk
 from vitrine.cli.system import RunError
@@ -79,6 +79,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def _run(console: Console, options: Options) -> dict[str, Any]:
     """The run's facts; where there is a console, everything stays up at the end."""
+    from vitrine.cli.demo import report  # and so matplotlib, which an image that only serves has not
+
     started = time.monotonic()
     with bring_up(console, options) as up:
         stage = _stage(console, up, options.seed)
