@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,12 @@ from vitrine.data.pictures import CATEGORIES, draw
 from vitrine.matching import catalog
 from vitrine.runtime import process
 from vitrine.runtime.embedded import EmbeddedStack
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it would rather be given httpx2
+    from starlette.testclient import TestClient
+
+__all__ = ["LOOKER", "NASTY", "TOKEN", "System", "TestClient", "photo_ids", "publish_photos", "whole_system"]
 
 PHOTOS = 240
 TOKEN, LOOKER = "may-do-all", "may-look-alone"

@@ -15,17 +15,15 @@ from starlette.staticfiles import StaticFiles
 from services.console import overview, search, user, why
 from services.console.backend import Backend
 from services.console.events import KINDS
-from services.console.gate import Gate, SignIn
+from services.console.gate import MOST_BODY_BYTES, Gate, SignIn
 from services.console.guard import Guard
 from services.console.inputs import InputError, a_count, an_id, one_of
 from services.console.render import HERE, Renderer, by_htmx
 from services.console.sessions import Sessions
 from services.console.shown import etag, image_type
 from services.console.trouble import Trouble
-from services.console.uploads import MAX_BYTES, shrink
+from services.console.uploads import shrink
 from vitrine.runtime.callers import Callers
-
-_FORM_BYTES = 64 << 10  # around an uploaded photo
 
 T = TypeVar("T")
 
@@ -62,7 +60,7 @@ class Console:
             ],
             middleware=[Middleware(Gate, callers, sessions, backend.config.host, self._render.trouble)],
             exception_handlers={HTTPException: self._refuse, Exception: self._fail},
-            max_body_size=MAX_BYTES + _FORM_BYTES,
+            max_body_size=2 * MOST_BODY_BYTES,  # of a body that does not say how long it is; others end at the gate
         )
         self.application = Guard(pages)
 
@@ -247,11 +245,8 @@ class Console:
     # What goes wrong
 
     def _refuse(self, request: Request, error: Any) -> Response:
-        titles = {404: "No such page", 405: "Not like this", 413: "Too large"}
-        text = error.detail
-        if error.status_code == 413:
-            text = f"The photo has more than {MAX_BYTES >> 20} MiB; send a smaller copy."
-        trouble = Trouble(titles.get(error.status_code, "Refused"), text, error.status_code)
+        titles = {404: "No such page", 405: "Not like this"}
+        trouble = Trouble(titles.get(error.status_code, "Refused"), error.detail, error.status_code)
         return self._render.trouble(request, trouble)
 
     def _fail(self, request: Request, error: Exception) -> Response:

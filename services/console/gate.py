@@ -14,9 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.console.sessions import Session, Sessions
 from services.console.trouble import Trouble
+from services.console.uploads import MAX_BYTES
 from vitrine.runtime import audit
 from vitrine.runtime.callers import Bucket, Callers, Refused
 
+MOST_BODY_BYTES = MAX_BYTES + (64 << 10)  # an uploaded photo, and the form around it
 READ, EVENTS = "console/read", "console/events"
 
 _FREE = ("/static/", "/sign-in", "/sign-out")
@@ -61,6 +63,9 @@ class Gate:
             return self._refuse(request, Trouble("Not under this name", text, 421))
         if request.method not in ("GET", "HEAD") and not same_origin(headers):
             return self._refuse(request, Trouble("Refused", "The request came from another site.", 403))
+        if not _in_bounds(headers.get("content-length", "0")):
+            text = f"The photo has more than {MAX_BYTES >> 20} MiB; send a smaller copy."
+            return self._refuse(request, Trouble("Too large", text, 413))
         if self._callers is None or path.startswith(_FREE):
             return None
         return self._admit(request, self._callers)
@@ -143,6 +148,10 @@ class SignIn:
         answer = RedirectResponse("/sign-in", 303)
         answer.delete_cookie(_cookie_name(request), path="/", secure=request.url.scheme == "https", httponly=True)
         return answer
+
+
+def _in_bounds(length: str) -> bool:
+    return length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= MOST_BODY_BYTES
 
 
 def same_origin(headers: Headers) -> bool:
