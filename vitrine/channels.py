@@ -75,6 +75,8 @@ class Channel:
     _service_config = json.dumps(
         {
             "loadBalancingConfig": [{"round_robin": {}}],
+            # A server that says NOT_SERVING, as one that drains does, gets no more calls; the others take them.
+            "healthCheckConfig": {"serviceName": ""},
             "methodConfig": [
                 {
                     "name": [{}],
