@@ -23,6 +23,8 @@ from vitrine.cli.panel import Panel
 from vitrine.cli.system import RunError
 from vitrine.errors import UnavailableError
 
+# Clients hear that a server drains and leave it; this is the time they get (docs/loadtest.md, "Rolling restart").
+SETTINGS = {"drain_delay_ms": "500"}
 BUSY = 0.15  # of the machine, before anything of ours runs: figures will be low
 
 
@@ -63,7 +65,7 @@ def loadtest(
     """
     console = Console(stderr=as_json)
     signal.signal(signal.SIGTERM, _interrupt)
-    options = Options("loadtest", out, users, ads, seed, data, kafka_url, redis_url)
+    options = Options("loadtest", out, users, ads, seed, data, kafka_url, redis_url, settings=SETTINGS)
     try:
         found = _run(
             console,

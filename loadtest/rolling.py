@@ -101,9 +101,9 @@ def _phase(suite: Suite, fleet: Fleet, name: str, rate: float, show: Callable[[s
             code = system.end(replica)
             if code != 0:
                 raise RunError(f"{replica} ended with {code} on SIGTERM; see {system.services[replica].log}")
-            _start(system, replica, port)
-            suite.pin_service(replica)
+            _start(system, replica, port)  # on the generator's cores, where it takes no time from who serves on
             system.wait_serving(replica)
+            suite.pin_service(replica)
             restarted.append(replica)
             time.sleep(SETTLE_S)
     finally:

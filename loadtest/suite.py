@@ -35,7 +35,7 @@ SERVERS = {
 }
 TIMED = {"getmatches": ["services.matching", "server"], "score": ["services.ctr"], "search": ["services.ann"]}
 CONCURRENCY = 32  # callers of the closed loop: enough to keep a server busy, few enough not to be refused
-ROUNDS = 5  # of echo and GetMatches in turn
+ROUNDS = 6  # of echo and GetMatches in turn, each first in every other
 FRACTIONS = {"at_50": 0.5, "at_80": 0.8}
 
 Show = Callable[[str, str, float | None], None]  # kind, what is going on, how far
@@ -143,7 +143,7 @@ class Suite:
     def _limits(self) -> None:
         """The closed-loop limits; echo and GetMatches in turn, several times."""
         for turn in range(ROUNDS + 1):
-            for kind in ("echo", "getmatches"):
+            for kind in ("echo", "getmatches") if turn % 2 else ("getmatches", "echo"):
                 self._show(kind, f"closed loop, round {max(turn, 1)} of {ROUNDS}", turn / (ROUNDS + 1))
                 self._limit(kind, keep=turn > 0)  # the first warms up
         for kind in ("score", "search", "ad_flow"):

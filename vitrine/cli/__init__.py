@@ -99,6 +99,12 @@ def work(context: typer.Context) -> None:
     _become(["-m", "services.matching", "worker", *context.args])
 
 
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def loadtest(context: typer.Context) -> None:
+    """Bring the whole system up on this machine and load it: knees, latencies, where the time goes."""
+    _become(["-m", "loadtest", *context.args])
+
+
 @app.command(context_settings=_PASS_ON)
 def train(
     context: typer.Context,

@@ -3,10 +3,10 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Options:
     out:     folder for the run's files
     kafka_url, redis_url: servers of one's own; "" starts them
     console: start the console too
+    settings: of every process, beside those that it needs: {"drain_delay_ms": "500"}
     """
 
     command: str
@@ -59,6 +60,7 @@ class Options:
     kafka_url: str = ""
     redis_url: str = ""
     console: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,7 +117,8 @@ def bring_up(console: Console, options: Options) -> Iterator[Running]:
     logs.setup("warning", options.command, log.open("w", buffering=1))
     market, store = folder / "market", folder / "store"
     namespace = f"{options.command}-{datetime.now(UTC):%Y%m%d%H%M%S}"
-    environment = {**application_environment(), **vitrine_settings(store=str(store), namespace=namespace)}
+    environment = {**application_environment(), **vitrine_settings(**options.settings)}
+    environment |= vitrine_settings(store=str(store), namespace=namespace)
     system = System(folder / "logs", environment)
     stack = EmbeddedStack(kafka_url=options.kafka_url, redis_url=options.redis_url)
     pool = ThreadPoolExecutor(8)
