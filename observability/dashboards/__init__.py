@@ -1,4 +1,4 @@
-"""The dashboards: one a service, and one for what all of it is about, an event's way into its list.
+"""The dashboards: one a process, and one for what all of it is about, an event's way into its list.
 
     python -m observability.dashboards       writes observability/grafana/dashboards/*.json
 
@@ -8,11 +8,18 @@ What a panel asks for and nobody exports fails tests/e2e/test_metrics_exported.p
 import json
 from pathlib import Path
 
-from observability.dashboards import ann, ctr, freshness, matching, worker
+from observability.dashboards import ann, console, ctr, freshness, matching, worker
 
 FOLDER = Path(__file__).parents[1] / "grafana" / "dashboards"
 
-_MAKERS = {"ann": ann, "matching": matching, "ctr": ctr, "worker": worker, "freshness": freshness}
+_MAKERS = {
+    "ann": ann,
+    "matching": matching,
+    "ctr": ctr,
+    "worker": worker,
+    "freshness": freshness,
+    "console": console,
+}
 
 
 def files() -> dict[Path, str]:

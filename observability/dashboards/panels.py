@@ -120,8 +120,11 @@ def service_calls(job: str, service: str) -> list[Panel]:
     ]
 
 
-def processes(job: str, *, follows: bool = False) -> list[Panel]:
-    """A job's processes: CPU, memory, conditions. follows: it serves what a ref names, and may refuse a version."""
+def processes(job: str, *, follows: bool = False, waits: bool = True) -> list[Panel]:
+    """A job's processes: CPU, memory, conditions, artifacts.
+
+    follows: it serves what a ref names, so it may refuse a version. waits: it has checks to pass before it serves
+    """
     own = _is("job", job)
     panels = [
         graph(
@@ -134,8 +137,8 @@ def processes(job: str, *, follows: bool = False) -> list[Panel]:
             "Not ready, degraded",
             "1 where a check fails; the log has the reason in words.",
             "short",
-            Query(f"max by (check) ({of('vitrine_not_ready', own)})", "not ready: {{check}}"),
             Query(f"max by (reason) ({of('vitrine_degraded', own)})", "degraded: {{reason}}"),
+            *([Query(f"max by (check) ({of('vitrine_not_ready', own)})", "not ready: {{check}}")] if waits else []),
             width=6,
             most=1,
         ),
