@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from vitrine import trace_context
 from vitrine.api.events.v1.events_pb2 import AdClick, CrowdChange, ItemAction, UserEvent
 from vitrine.errors import UnavailableError
 from vitrine.placement import qualify
@@ -55,7 +56,10 @@ class Sender:
             raise UnavailableError("no Kafka is set; start the console with VITRINE_KAFKA_URL")
         try:
             self._connected().send(
-                self._topic, key=kafka.key_of(event.user_id), value=event.SerializeToString()
+                self._topic,
+                key=kafka.key_of(event.user_id),
+                value=event.SerializeToString(),
+                headers=trace_context.headers(),
             ).get(timeout=self._timeout_s)
         except KafkaError as error:
             raise UnavailableError(f"Kafka did not take the event within {self._timeout_s:g} s: {error}") from error

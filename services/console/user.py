@@ -12,7 +12,7 @@ from services.console.shown import Names
 from services.console.trouble import Trouble, calling, need
 from vitrine.client import InvalidArgumentError, Matches, MatchingClient, NotFoundError, Source, VitrineError
 from vitrine.errors import UnavailableError
-from vitrine.runtime import audit
+from vitrine.runtime import audit, tracing
 
 SHOWN = 20
 _LENGTHS = (50, 20, 10, 5, 1)  # asked for in turn, where the server serves shorter lists
@@ -101,6 +101,7 @@ def view(backend: Backend, user_id: int, token: str = "") -> UserView:
     return _seen(backend, user_id, matches_of(backend, user_id), fired, token)
 
 
+@tracing.span("fire event", kind="producer")
 def fire(backend: Backend, user_id: int, kind: str, target: int, caller: str) -> UserView:
     """Sends an event and looks whether its list comes soon. Raises Trouble."""
     before = matches_of(backend, user_id)
