@@ -26,6 +26,24 @@ def known_methods() -> list[str]:
     return [*own, "console/read", "console/events", _REFLECTION]
 
 
+def new_entry(
+    name: str, methods: list[str], *, rate_per_s: float | None = None, burst: int | None = None
+) -> tuple[str, str]:
+    """A fresh token, and its entry for the file of callers."""
+    token = f"vitrine_{secrets.token_urlsafe(32)}"
+    lines = [
+        "[[callers]]",
+        f"name = {json.dumps(name)}",
+        f'token_sha256 = "{hashlib.sha256(token.encode()).hexdigest()}"',
+        f"methods = {json.dumps(methods)}",
+    ]
+    if rate_per_s is not None:
+        lines.append(f"rate_per_s = {rate_per_s}")
+    if burst is not None:
+        lines.append(f"burst = {burst}")
+    return token, "\n".join(lines) + "\n"
+
+
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="the caller's name: in metrics and audit lines")],
@@ -44,18 +62,7 @@ def new(
 
         vitrine callers new colleagues --method console/read
     """
-    token = f"vitrine_{secrets.token_urlsafe(32)}"
-    lines = [
-        "[[callers]]",
-        f"name = {json.dumps(name)}",
-        f'token_sha256 = "{hashlib.sha256(token.encode()).hexdigest()}"',
-        f"methods = {json.dumps(method)}",
-    ]
-    if rate_per_s is not None:
-        lines.append(f"rate_per_s = {rate_per_s}")
-    if burst is not None:
-        lines.append(f"burst = {burst}")
-    entry = "\n".join(lines) + "\n"
+    token, entry = new_entry(name, method, rate_per_s=rate_per_s, burst=burst)
     try:
         before = file.read_text() if file is not None and file.exists() else ""
         whole = before + ("\n" if before else "") + entry

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -28,8 +28,6 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, callers: Callers | None = None) -> None:
         """callers: who may call; None is everybody."""
         self._callers = callers
-        # Refusals have a thread of their own: a caller over its rate takes no worker from the others.
-        self._refusals = ThreadPoolExecutor(1, thread_name_prefix="rpc-refused")
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._in_flight = 0
         self._lock = threading.Lock()
@@ -74,7 +72,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         def end(_: Any, context: Any) -> Any:
             context.abort_with_status(status)
 
-        end.experimental_thread_pool = self._refusals  # type: ignore[attr-defined]
+        end.experimental_thread_pool = _AT_ONCE  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(end)
 
     def _around(
@@ -120,6 +118,21 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         with self._lock:
             self._in_flight += change
         metrics.rpc_in_flight.set(self._in_flight)
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """What grpc takes for a pool, and runs a refusal on the thread that called: no worker, no switch of threads."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(function(*arguments, **named))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+_AT_ONCE = _AtOnce(1)  # makes no thread until its own `submit` would
 
 
 def _audited(handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
