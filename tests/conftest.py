@@ -33,3 +33,11 @@ def stack(kafka_home: str) -> Iterator[EmbeddedStack]:
 def namespace() -> str:
     """Topics, keys and artifacts that no other test has."""
     return f"t{secrets.token_hex(5)}"
+
+
+@pytest.fixture(scope="session")
+def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stands in for a container's /, with what its volumes would hold (tests/deploy_kit.py)."""
+    from tests.deploy_kit import make_root
+
+    return make_root(tmp_path_factory.mktemp("image"))

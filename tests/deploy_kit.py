@@ -8,6 +8,7 @@ know is found without an engine.
 import importlib.util
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,15 +17,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import patch
 
-import click
 import typer
 from pydantic import ValidationError
 
-from vitrine.calls import Security
+from tests.security_kit import Authority
+from vitrine.channels import Security
 from vitrine.cli import app
 from vitrine.cli.applications import DISTRIBUTED, PLAIN, SERVICES
 from vitrine.runtime import settings as runtime_settings
 from vitrine.runtime.settings import ENV_PREFIX, Settings
+
+# typer has a click of its own.
+_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTS = {"ann": 7001, "matching": 7002, "ctr": 7003, "console": 7004}
@@ -133,7 +137,7 @@ def _settings_class(service: str) -> type[Settings]:
     return {**classes, "worker": WorkerSettings}[service]
 
 
-def trainer_command(name: str) -> click.Command:
+def trainer_command(name: str) -> Any:
     """A trainer's own command line."""
     module = {"des": "trainers.des.main", "softmax": "trainers.softmax.job"}.get(name, f"trainers.{name}.train")
     own = typer.Typer()
@@ -141,7 +145,7 @@ def trainer_command(name: str) -> click.Command:
     return typer.main.get_command(own)
 
 
-def _variables(command: click.Command) -> frozenset[str]:
+def _variables(command: Any) -> frozenset[str]:
     found: set[str] = set()
     for parameter in command.params:
         named = parameter.envvar or ()
@@ -149,13 +153,13 @@ def _variables(command: click.Command) -> frozenset[str]:
     return frozenset(found)
 
 
-def _parse_click(command: click.Command, args: Sequence[str]) -> tuple[click.Command, click.Context]:
+def _parse_click(command: Any, args: Sequence[str]) -> tuple[Any, Any]:
     """The innermost command and its context; UsageError where the arguments are wrong."""
     context = None
     rest = list(args)
     while True:
         context = command.make_context(command.name or "vitrine", rest, parent=context)
-        if not isinstance(command, click.Group):
+        if not hasattr(command, "resolve_command"):
             return command, context
         _, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         assert command is not None
@@ -248,7 +252,7 @@ def command_of(container: Container) -> Command:
     try:
         with _only(environment):
             return _PROGRAMS[program](args)
-    except click.UsageError as error:
+    except _UsageError as error:
         raise CommandError(f"{' '.join(container.args)}: {error.format_message()}") from error
     except SystemExit as error:
         raise CommandError(f"{' '.join(container.args)}: refused") from error
@@ -327,3 +331,19 @@ def interpolated(value: Any, variables: Mapping[str, str] | None = None) -> Any:
     if not isinstance(value, str):
         return value
     return re.sub(r"\$\{(\w+)(?::?-([^}]*))?\}", lambda m: (variables or {}).get(m[1], m[2] or ""), value)
+
+
+def make_root(root: Path) -> Path:
+    """What containers' volumes would hold, below `root`: folders, and the files that Secrets are mounted as."""
+    for folder in ("market", "store", "cache", "work", "tmp", "tls", "callers", "token"):
+        (root / folder).mkdir()
+    (root / "market" / "images.parquet").touch()
+    authority = Authority(root / "authority")
+    pair = authority.server()
+    for made, name in ((pair.cert, "tls.crt"), (pair.key, "tls.key"), (authority.cert, "ca.crt")):
+        shutil.copy(made, root / "tls" / name)
+    (root / "callers" / "callers.toml").write_text(
+        f'[[callers]]\nname = "front-end"\ntoken_sha256 = "{"0" * 64}"\nmethods = ["console/*"]\n'
+    )
+    (root / "token" / "token").write_text("t" * 43)
+    return root
