@@ -5,8 +5,8 @@
 
 Open-loop Score calls of 200 ads over TCP (Poisson arrivals, latency from the scheduled send), by one well-behaved
 caller and one that is not, each in a process of its own. Three conditions take turns, and the figures are medians
-over rounds: the well-behaved alone; beside a caller who sends ten times its limit; and beside the same sender without
-a limit, which is what the limit is for. The last figure is the check's own cost, on a file of 100 callers.
+over rounds: the well-behaved alone; beside a caller who sends ten times its limit; and beside the same sender
+without a limit, which is what the limit is for. The last figure is the check's own cost, on a file of 100 callers.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 
 from vitrine import trace_context
 from vitrine.api.events.v1.events_pb2 import AdClick, AdImpression, UserEvent
-from vitrine.client import CtrClient, Matches, MatchingClient
+from vitrine.client import CtrClient, Matches, MatchingClient, Security
 from vitrine.runtime import tracing
 from vitrine.runtime.kafka import key_of, producer
 
@@ -22,6 +22,7 @@ EXAMPLES = """examples:
     --user 17                  the click is drawn with the probability that the ad was sold at
     --user 17 --click          the user clicks
     --user 17 --topic eu.user-events       under VITRINE_NAMESPACE=eu
+VITRINE_CLIENT_CA, _CERT, _KEY and _TOKEN_FILE say who calls (docs/security.md).
 """
 
 
@@ -87,14 +88,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=layout)
     parser.add_argument("--matching", required=True, help="address of the matching service")
     parser.add_argument("--ctr", required=True, help="address of the ctr service")
-    parser.add_argument("--kafka", required=True, help="kafka://host:port")
+    kafka_url = os.environ.get("VITRINE_KAFKA_URL")  # one with a password is safer there than among the arguments
+    parser.add_argument("--kafka", default=kafka_url, required=not kafka_url, help="kafka://host:port")
     parser.add_argument("--user", type=int, required=True, help="the user who opens the page")
     parser.add_argument("--topic", default="user-events", help="topic of the events (default: %(default)s)")
     parser.add_argument("--click", action="store_true", default=None, help="click; else drawn by its odds")
     args = parser.parse_args()
     endpoint, ratio = os.environ.get("VITRINE_OTLP_ENDPOINT", ""), os.environ.get("VITRINE_TRACE_RATIO", "1")
     tracing.setup(endpoint, float(ratio), "ad-frontend")
-    with MatchingClient(args.matching) as matching, CtrClient(args.ctr) as ctr:
+    security = Security.from_environment()
+    with (
+        MatchingClient(args.matching, security=security) as matching,
+        CtrClient(args.ctr, security=security) as ctr,
+    ):
         events = producer(args.kafka)
         sale = run_auction(matching, ctr, events, args.user, topic=args.topic, click=args.click)
         events.close()  # waits for the brokers' acknowledgements
