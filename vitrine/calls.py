@@ -76,12 +76,14 @@ class Client:
         timeout_s: float = 1.0,
         wait_for_ready: bool = False,
         security: Security | None = None,
+        own_connection: bool = False,
     ) -> None:
         """
         target:         "host:port", or any gRPC name; several addresses of one name take turns.
         timeout_s:      deadline of a call, retries included, where the call gives none.
         wait_for_ready: wait for a server within the deadline, where there is none yet, rather than fail.
         security:       TLS, the client's certificate and its token; None is plaintext without a token.
+        own_connection: share no channel with other clients: for load generators, whose clients stand for many.
 
         Raises ValueError naming the file of `security` that cannot be used.
         """
@@ -89,13 +91,18 @@ class Client:
         self._wait_for_ready = wait_for_ready
         self._target: str | None = target
         self._security = security
-        self._channel = cast(grpc.Channel, channels.take(target, security))  # as far as stubs need one
+        self._own = channels.Channel(target, security, shared=False) if own_connection else None
+        channel = self._own or channels.take(target, security)
+        self._channel = cast(grpc.Channel, channel)  # as far as stubs need one
 
     def close(self) -> None:
         """Gives the share in the channel back; the last one closes it."""
         if self._target is not None:
             target, self._target = self._target, None
-            channels.give_back(target, self._security)
+            if self._own is not None:
+                self._own.close()
+            else:
+                channels.give_back(target, self._security)
 
     def __enter__(self) -> Self:
         return self

@@ -93,7 +93,7 @@ class Channel:
             "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.1},
         }
     )
-    _options: ClassVar[list[tuple[str, Any]]] = [
+    _common: ClassVar[list[tuple[str, Any]]] = [
         ("grpc.service_config", _service_config),
         ("grpc.max_receive_message_length", 64 * 2**20),
         # A server that restarts is found again within the retries' second, not after grpc's backoff of minutes.
@@ -104,8 +104,10 @@ class Channel:
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
 
-    def __init__(self, target: str, security: Security | None) -> None:
+    def __init__(self, target: str, security: Security | None, *, shared: bool = True) -> None:
+        """shared: take part in grpc's pool, where all channels of a process to one server use one connection."""
         self._target = target
+        self._options = [*self._common, ("grpc.use_local_subchannel_pool", int(not shared))]
         self._security = security or Security()
         self._files = [path for path in (self._security.ca, self._security.cert, self._security.key) if path]
         self._next_look = time.monotonic() + _LOOK_EVERY_S
