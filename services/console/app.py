@@ -246,7 +246,8 @@ class Console:
 
     def _refuse(self, request: Request, error: Any) -> Response:
         titles = {404: "No such page", 405: "Not like this"}
-        trouble = Trouble(titles.get(error.status_code, "Refused"), error.detail, error.status_code)
+        text = "There is nothing at this address." if error.status_code == 404 else error.detail
+        trouble = Trouble(titles.get(error.status_code, "Refused"), text, error.status_code)
         return self._render.trouble(request, trouble)
 
     def _fail(self, request: Request, error: Exception) -> Response:

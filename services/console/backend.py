@@ -1,13 +1,12 @@
 """What the pages stand on: clients, artifacts, the event sender and the scraper, each of which may be away."""
 
 import ssl
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.console.events import FiredEvents, Sender
+from services.console.fresh import Fresh
 from services.console.letters import Letters
 from services.console.recall import Curves
 from services.console.scrape import Scraper
@@ -86,24 +85,20 @@ class Published:
 class Shelf:
     """The store's manifests, looked at no more often than every few seconds; a manifest never changes."""
 
-    def __init__(self, store: ArtifactStore | None, *, fresh_s: float = 5.0) -> None:
-        self._store, self._fresh_s = store, fresh_s
+    def __init__(self, store: ArtifactStore | None, *, wait_s: float) -> None:
+        self._store = store
         self._seen: dict[tuple[str, str], Manifest] = {}
-        self._published, self._looked = Published(), float("-inf")
-        self._lock = threading.Lock()
+        self._fresh = Fresh(self._look, what="the store", wait_s=wait_s)
 
     def published(self) -> Published:
         """Raises UnavailableError without a store or out of its reach, ArtifactError where it is damaged."""
         if self._store is None:
             raise UnavailableError("no store is set; start the console with VITRINE_STORE")
-        with self._lock:
-            if time.monotonic() - self._looked > self._fresh_s:
-                self._published = self._look(self._store)
-                self._looked = time.monotonic()
-            return self._published
+        return self._fresh.get()
 
-    def _look(self, store: ArtifactStore) -> Published:
-        found = Published()
+    def _look(self) -> Published:
+        store, found = self._store, Published()
+        assert store is not None
         for name in store.names()[:200]:
             versions = store.versions(name)
             found.refs[name] = store.refs(name)
@@ -138,7 +133,7 @@ class Backend:
         self.ctr = CtrClient(config.ctr_address, **timeout) if config.ctr_address else None
         self.names = Followed(self.store, catalog.KIND, Names.load, schema=catalog.SCHEMA, config=config)
         self.photos = Followed(self.store, embeddings.KIND, Photos.load, schema=embeddings.SCHEMA, config=config)
-        self.shelf = Shelf(self.store)
+        self.shelf = Shelf(self.store, wait_s=config.timeout_s)
         self.sender = Sender(config.kafka_url, config.namespace, timeout_s=config.timeout_s)
         self.letters = Letters(config.kafka_url, config.namespace, timeout_s=config.timeout_s)
         self.fired = FiredEvents()

@@ -1,6 +1,5 @@
 """The last dead letters: which records could not be applied, and why."""
 
-import threading
 import time
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ from google.protobuf.message import DecodeError
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from services.console.fresh import Fresh
 from vitrine.api.events.v1.events_pb2 import DeadLetter
 from vitrine.errors import UnavailableError
 from vitrine.placement import qualify
@@ -27,21 +27,16 @@ class Box:
 class Letters:
     """Reads the end of `dead-letters`, no more often than every few seconds."""
 
-    def __init__(self, url: str, namespace: str, *, timeout_s: float, fresh_s: float = 5.0) -> None:
+    def __init__(self, url: str, namespace: str, *, timeout_s: float) -> None:
         self._url, self._topic = url, qualify(namespace, topics.DEAD_LETTERS)
-        self._timeout_s, self._fresh_s = timeout_s, fresh_s
-        self._box, self._looked = Box([], 0), float("-inf")
-        self._lock = threading.Lock()
+        self._timeout_s = timeout_s
+        self._fresh = Fresh(self._look, what="Kafka", wait_s=3 * timeout_s)
 
     def last(self) -> Box:
         """Raises UnavailableError where Kafka is not set or does not answer."""
         if not self._url:
             raise UnavailableError("no Kafka is set; start the console with VITRINE_KAFKA_URL")
-        with self._lock:
-            if time.monotonic() - self._looked > self._fresh_s:
-                self._box = self._look()
-                self._looked = time.monotonic()
-            return self._box
+        return self._fresh.get()
 
     def _look(self) -> Box:
         wait_ms = int(self._timeout_s * 1000)

@@ -11,7 +11,7 @@ from services.console.shown import Photos
 from services.console.trouble import Trouble, calling, need
 from vitrine.client import IndexStats
 
-GRID = 30
+GRID = 24
 PAGES = 10_000
 
 

@@ -146,7 +146,7 @@ def _told(one: Explanation, floor: float, user_id: int, served: int) -> tuple[st
         text = f"{worth}; an ad must beat {money(floor)}."
         if one.pctr > 0 and one.bid > 0:
             wanted = money(floor / one.pctr)
-            text += f" At this click rate that takes a bid of {wanted}, and the best is {money(one.bid)}."
+            text += f" At this click rate that takes a bid of {wanted}; its best is {money(one.bid)}."
         return "Below the floor of the list", text
     if one.verdict is Verdict.NO_SHARED_CROWD:
         return "Not eligible: no shared crowd", f"None of its bids is on a crowd that user {user_id} belongs to."

@@ -11,13 +11,16 @@ import pytest
 from ann_kit import small_index, unit_vectors
 from hypothesis import given
 from hypothesis import strategies as st
+from matching_live import wait_for
 
 from services.console import draw, lineage, numbers, recall
+from services.console.fresh import Fresh
 from services.console.inputs import InputError, a_count, an_id, one_of
 from services.console.scrape import Page, Scraper, Status, parse, point, quantile
 from services.console.settings import parse_pages
 from vitrine.artifacts import Manifest
 from vitrine.client import IndexStats, SearchResult
+from vitrine.errors import UnavailableError
 
 
 def parsed(svg: str) -> ET.Element:
@@ -293,3 +296,44 @@ def test_counts_and_words_stay_in_their_bounds():
             a_count("k", text, 1, 10)
     with pytest.raises(InputError, match="none of view"):
         one_of("kind", "sell", {"view": 1})
+
+
+def test_a_slow_answer_is_waited_for_a_while_and_comes_later():
+    gate, asked = threading.Event(), []
+
+    def ask() -> int:
+        asked.append(1)
+        gate.wait(5)
+        return len(asked)
+
+    fresh = Fresh(ask, what="the store", wait_s=0.02, fresh_s=0.0)
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="the store did not answer within"):
+            fresh.get()
+    assert asked == [1], "one at a time"
+    gate.set()
+    wait_for(lambda: _answer(fresh) is not None, 5)
+    gate.clear()
+    assert fresh.get() >= 1, "the answer before, while the next is on its way"
+    gate.set()
+
+
+def test_an_error_is_told_for_a_while_and_asked_about_again():
+    asked = []
+
+    def ask() -> int:
+        asked.append(1)
+        raise UnavailableError("no route")
+
+    fresh = Fresh(ask, what="the store", wait_s=1, fresh_s=60)
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="no route"):
+            fresh.get()
+    assert len(asked) <= 2
+
+
+def _answer(fresh: Fresh) -> int | None:
+    try:
+        return fresh.get()
+    except UnavailableError:
+        return None
