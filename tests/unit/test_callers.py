@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.small_ctr_server import SERVICE, SmallCtr
+from vitrine import channels
 from vitrine.api.ctr.v1 import ctr_pb2, ctr_pb2_grpc
 from vitrine.cli import app
 from vitrine.client import (
@@ -314,6 +315,19 @@ def test_a_bucket_lets_through_burst_plus_rate_and_no_more_whatever_the_arrivals
 
 def run(*arguments):
     return CliRunner().invoke(app, ["callers", *arguments])
+
+
+def test_a_client_takes_up_a_new_token_between_calls(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(channels, "_LOOK_EVERY_S", 0.0)
+    process, file = start(entry("one")), tmp_path / "token"
+    file.write_text("stale\n")
+    with CtrClient(process.address, security=Security(token_file=str(file)), timeout_s=10) as ctr:
+        with pytest.raises(UnauthenticatedError):
+            ctr.score(NOBODY, [2])
+        file.write_text("token-of-one\n")
+        assert ctr.score(NOBODY, [2]).pctrs.tolist() == [0.5]
+        file.write_text("")  # half a rotation: the token before is used on
+        assert ctr.score(NOBODY, [2]).pctrs.tolist() == [0.5]
 
 
 def test_new_prints_the_token_once_and_its_entry_lets_it_in(start, tmp_path):

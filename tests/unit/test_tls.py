@@ -166,7 +166,7 @@ def test_grpc_metrics_and_http_show_the_new_certificate_without_a_restart(start,
     console.drain()
 
 
-def test_a_client_takes_up_a_renewed_certificate_and_token_between_calls(start, authority, tmp_path, monkeypatch):
+def test_a_client_takes_up_a_renewed_certificate_between_calls(start, authority, tmp_path, monkeypatch):
     monkeypatch.setattr(channels, "_LOOK_EVERY_S", 0.0)
     own = authority.server()
     process = start(tls_cert=own.cert, tls_key=own.key, tls_client_ca=authority.cert)
