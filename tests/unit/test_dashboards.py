@@ -75,6 +75,23 @@ def test_titles_are_not_given_twice_on_a_board(name: str):
     assert len(set(titles)) == len(titles)
 
 
+def test_a_p99_turns_orange_at_the_objective_that_the_alert_has():
+    groups = yaml.safe_load((ROOT / "observability/rules/vitrine.yml").read_text())["groups"]
+    objectives = {
+        rule["labels"]["grpc_method"]: float(rule["expr"].removeprefix("vector(").removesuffix(")"))
+        for group in groups
+        for rule in group["rules"]
+        if rule.get("record") == "vitrine:latency_objective:seconds"
+    }
+    shown = {
+        panel["title"].removesuffix(", p99"): panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"]
+        for name in ("ann", "matching", "ctr")
+        for panel in panels(boards()[name])
+        if panel["type"] == "stat" and panel["title"].endswith(", p99")
+    }
+    assert shown == objectives
+
+
 def test_grafana_is_told_where_prometheus_and_the_boards_are():
     provisioning = ROOT / "observability/grafana/provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())["datasources"]
