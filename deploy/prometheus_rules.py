@@ -15,9 +15,8 @@ HEADER = "# Made by deploy/prometheus_rules.py of observability/rules; change th
 
 def manifest() -> str:
     """The PrometheusRule with the groups of every rule file, in the files' order."""
-    groups = [
-        group for file in sorted(SOURCES.glob("*.yml")) for group in yaml.safe_load(file.read_text("utf-8"))["groups"]
-    ]
+    files = [yaml.safe_load(file.read_text("utf-8")) for file in sorted(SOURCES.glob("*.yml"))]
+    groups = [group for file in files for group in file["groups"]]
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",

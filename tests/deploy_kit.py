@@ -6,11 +6,12 @@ know is found without an engine.
 """
 
 import importlib.util
+import io
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,6 @@ from typing import Any
 from unittest.mock import patch
 
 import typer
-from pydantic import ValidationError
 
 from tests.security_kit import Authority
 from vitrine.channels import Security
@@ -174,10 +174,12 @@ def _client_variables(service: str) -> frozenset[str]:
 def _service(service: str, flags: Sequence[str]) -> Command:
     cls = _settings_class(service)
     reads = frozenset(ENV_PREFIX + name.upper() for name in cls.model_fields) | _client_variables(service)
+    told = io.StringIO()
     try:
-        runtime_settings.load(cls, list(flags), prog=service)
-    except (SystemExit, ValidationError) as error:
-        raise CommandError(f"{service}: its settings are refused: {error}") from error
+        with redirect_stderr(told):
+            runtime_settings.load(cls, list(flags), prog=service)
+    except SystemExit as error:
+        raise CommandError(f"{service}: its settings are refused: {told.getvalue().strip()}") from error
     if service == "console":
         Security.from_environment()
     return Command(service, reads, frozenset({"services"}), cls)
@@ -242,8 +244,13 @@ def _only(environment: Mapping[str, str]) -> Iterator[None]:
         yield
 
 
-def command_of(container: Container) -> Command:
-    """Parses a container's arguments as its program would. CommandError where that refuses them."""
+def command_of(container: Container, root: Path | None = None) -> Command:
+    """Parses a container's arguments as its program would, with files below `root` where it is given.
+
+    Raises CommandError where they are refused.
+    """
+    if root is not None:
+        container = _below(container, root)
     program, *args = container.args
     if program not in _PROGRAMS:
         raise CommandError(f"{program} is no program of the image: {', '.join(_PROGRAMS)}")
@@ -274,7 +281,7 @@ def problems(container: Container, root: Path) -> list[str]:
         if not any(PurePosixPath(value).is_relative_to(mount) for mount in container.mounts)
     ]
     try:
-        command = command_of(_below(container, root))
+        command = command_of(container, root)
     except CommandError as error:
         return [*found, str(error)]
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
