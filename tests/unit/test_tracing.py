@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from tests import small_ctr_server
 from vitrine import trace_context
@@ -112,6 +114,22 @@ def test_the_ratio_decides_over_traces_that_begin_here(tmp_path: Path):
     assert begun["parent_id"] is None
 
 
+def test_whom_an_unrecorded_trace_calls_is_told(file: Path, tmp_path: Path):
+    tracing.setup(f"file://{file}", 0.0, "test")
+    with (
+        small_ctr_server.running(tmp_path, "--otlp-endpoint", f"file://{tmp_path}/server.jsonl") as server,
+        CtrClient(server.address, timeout_s=10) as ctr,
+        tracing.span("page") as page,
+        tracing.span("part of it") as part,
+    ):
+        ((_, header),) = trace_context.headers()
+        ctr.score(UserContext([], []), [1])
+    tracing.close()
+    assert part == page == header.decode().split("-")[1]
+    assert header.endswith(b"-00")
+    assert spans(file) == spans(tmp_path / "server.jsonl") == []
+
+
 @pytest.mark.parametrize("value", MALFORMED)
 def test_a_malformed_traceparent_is_no_parent(file: Path, value: str):
     assert tracing.parent([("traceparent", value.encode())]) is None
@@ -143,6 +161,34 @@ def test_the_current_span_travels_in_headers_and_stands_in_log_lines(file: Path)
         root.handlers[:], root.level = before
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     assert [line.get("trace_id") for line in lines] == [trace, trace, None]
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans over OTLP, as a collector does."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def Export(self, request, context):  # noqa: N802
+        self.names += [s.name for r in request.resource_spans for scope in r.scope_spans for s in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def test_a_collector_gets_every_span_by_the_end():
+    collector = Collector()
+    server = grpc.server(ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        tracing.setup(f"http://127.0.0.1:{port}", 1.0, "test")
+        for n in range(700):  # more than one batch
+            with tracing.span(f"span {n}"):
+                pass
+        tracing.close(timeout_s=30)
+    finally:
+        server.stop(None)
+    assert sorted(collector.names) == sorted(f"span {n}" for n in range(700))
 
 
 FLOOD = """
