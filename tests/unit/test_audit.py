@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from typer.testing import CliRunner
 
 from tests.small_ctr_server import SERVICE, SmallCtr
 from tests.unit.test_callers import entry
@@ -17,6 +18,7 @@ from vitrine.api.ann.v1 import ann_pb2
 from vitrine.api.ctr.v1 import ctr_pb2, ctr_pb2_grpc
 from vitrine.api.matching.v1 import matching_pb2
 from vitrine.artifacts import ArtifactStore
+from vitrine.cli import app
 from vitrine.errors import FieldError
 from vitrine.runtime import audit, logs
 from vitrine.runtime.server import Process
@@ -155,9 +157,7 @@ def test_lines_from_many_threads_are_whole(capsys):
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "vitrine.cli", *arguments], capture_output=True, text=True, check=False
-    )
+    return CliRunner().invoke(app, arguments)
 
 
 def test_the_command_lines_mutations_are_recorded_apart_from_its_output(tmp_path):
@@ -174,7 +174,7 @@ def test_the_command_lines_mutations_are_recorded_apart_from_its_output(tmp_path
     assert line["caller"].startswith("cli:")
 
     refused = run("artifacts", "rollback", "towers", "--to", "nothing", *where)
-    assert refused.returncode == 1
+    assert refused.exit_code == 1
     (line,) = lines(refused.stderr)
     assert line["outcome"] == "failed"
     assert "nothing" in line["reason"]
