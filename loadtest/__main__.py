@@ -37,7 +37,7 @@ def loadtest(
     data: Annotated[
         Path | None, typer.Option(help="folder of the Beauty and clothing files; a market is simulated without it")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.2, help="length of one step of a stair")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.2, help="length of one step of a stair")] = 1.5,
     bound_ms: Annotated[float, typer.Option(min=1, help="p99 that a step must stay under")] = BOUND_MS,
     processes: Annotated[int, typer.Option(min=1, max=64, help="generator processes that share a rate")] = 1,
     server_cores: Annotated[int, typer.Option(min=1, help="cores of the servers; the others drive them")] = 1,

@@ -4,7 +4,8 @@
 
 Where the servers are, and whom to be, stands in the environment: VITRINE_MATCHING_ADDRESS, VITRINE_CTR_ADDRESS,
 VITRINE_ANN_ADDRESS (gRPC targets), VITRINE_KAFKA_URL and VITRINE_NAMESPACE for events, VITRINE_CLIENT_* for TLS and
-token; VITRINE_LOAD_USERS and VITRINE_LOAD_ADS are how many ids there are, from 1 and from VITRINE_LOAD_FIRST_AD.
+token. VITRINE_LOAD_USERS and _ADS are how many ids there are, from 1 and VITRINE_LOAD_FIRST_AD; by default as
+`vitrine data simulate` makes them.
 Users of locust wait for their answers, so a stall hides the calls that were not made meanwhile: latencies under a
 given rate are `loadtest.openloop`'s to measure (docs/loadtest.md).
 """
@@ -23,14 +24,15 @@ from PIL import Image
 from examples import ad_frontend, search_frontend
 from vitrine.channels import Security
 from vitrine.client import AnnClient, CtrClient, MatchingClient, UserContext, VitrineError
+from vitrine.data.world import FIRST_AD_ID
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, topics
 
 grpc_gevent.init_gevent()  # a call of grpc's holds up its greenlet alone
 
-USERS = int(os.environ.get("VITRINE_LOAD_USERS") or 1_000)
-ADS = int(os.environ.get("VITRINE_LOAD_ADS") or 1_000)
-FIRST_AD = int(os.environ.get("VITRINE_LOAD_FIRST_AD") or 1)
+USERS = int(os.environ.get("VITRINE_LOAD_USERS") or 5_000)
+ADS = int(os.environ.get("VITRINE_LOAD_ADS") or 2_000)
+FIRST_AD = int(os.environ.get("VITRINE_LOAD_FIRST_AD") or FIRST_AD_ID)
 TIMEOUT_S = 5.0
 
 

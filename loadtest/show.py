@@ -1,5 +1,6 @@
 """A run's tables on the terminal, and its JSON."""
 
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -16,12 +17,10 @@ def facts(result: Result, split: Split) -> dict[str, Any]:
     """What the run measured, for the last line; `docs/loadtest.md` says what each field is."""
     found: dict[str, Any] = {}
     for kind, stair in result.stairs.items():
-        limit = sorted(result.limits[kind])[len(result.limits[kind]) // 2]
-        cpu = sorted(result.cpu_us[kind])[len(result.cpu_us[kind]) // 2]
         found[kind] = {
             "knee_per_s": round(stair.knee, 1),
-            "closed_loop_per_s": round(limit, 1),
-            "cpu_us_per_call": round(cpu, 1),
+            "closed_loop_per_s": round(median(result.limits[kind]), 1),
+            "cpu_us_per_call": round(median(result.cpu_us[kind]), 1),
             "limited_by": result.limited_by(kind, split),
             **{name: step.summary() for name, step in result.steps.get(kind, {}).items()},
             **({"shares": result.shares[kind].summary()} if kind in result.shares else {}),
@@ -34,37 +33,26 @@ def facts(result: Result, split: Split) -> dict[str, Any]:
 
 def knees(console: Console, result: Result, split: Split) -> None:
     """One row a kind of call: the knee, and the latencies below it."""
-    table = Table(title="open loop, latency in ms from the scheduled send", title_justify="left")
-    for column in (
-        "call",
-        "knee/s",
-        "CPU us/call",
-        *(f"{p} at {f:.0%}" for f in FRACTIONS.values() for p in ("p50", "p99")),
-    ):
+    table = Table(
+        title="knees; ms from the scheduled send, below them; us of the servers' CPU a call", title_justify="left"
+    )
+    percentiles = [f"p{p} {f:.0%}" for f in FRACTIONS.values() for p in (50, 99)]
+    for column in ("call", "knee/s", "us/call", *percentiles):
         table.add_column(column, justify="left" if column == "call" else "right")
     table.add_column("limited by")
     for kind, stair in result.stairs.items():
         steps = result.steps.get(kind, {})
         cells = [f"{steps[name].ms(p):.2f}" if name in steps else "" for name in FRACTIONS for p in (50, 99)]
-        cpu = sorted(result.cpu_us[kind])[len(result.cpu_us[kind]) // 2]
-        table.add_row(TITLES[kind], f"{stair.knee:,.0f}", f"{cpu:,.0f}", *cells, result.limited_by(kind, split))
+        knee, cpu = f"{stair.knee:,.0f}", f"{median(result.cpu_us[kind]):,.0f}"
+        table.add_row(TITLES[kind], knee, cpu, *cells, result.limited_by(kind, split))
     console.print(table)
     console.print(f"GetMatches' throughput over echo's: {result.share_of_echo:.2f}", highlight=False)
 
 
 def shares(console: Console, result: Result) -> None:
     """Where a call's CPU time goes."""
-    table = Table(title="CPU time of the servers, us a call", title_justify="left")
-    for column in (
-        "call",
-        "all",
-        "gRPC",
-        "protobuf",
-        "kernel",
-        "store",
-        "rest of the servicer",
-        "of all, in the OS",
-    ):
+    table = Table(title="where a call's CPU time goes, us", title_justify="left")
+    for column in ("call", "all", "gRPC", "protobuf", "kernel", "store", "rest", "in the OS"):
         table.add_column(column, justify="left" if column == "call" else "right")
     for kind, parts in result.shares.items():
         columns = (parts.total, parts.grpc, parts.protobuf, parts.kernel, parts.store, parts.behaviour)
