@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parents[1]
 DESKTOP = {"viewport": {"width": 1180, "height": 980}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 DARK = {"color_scheme": "dark"}
+OWN_COLOURS = 64
 
 
 def main() -> None:
@@ -137,7 +138,7 @@ def search(shop: Shots) -> None:
             best = item if (missed == 2 and same > 6) or not best else best
         page.goto(f"/search?item={best}&over_recall=2")
 
-    shop.take("search", "/search", act=pick, settle=measured)
+    shop.take("search", "/search", act=pick, settle=measured, viewport={"width": 1180, "height": 1220})
 
 
 def user(shop: Shots) -> None:
@@ -160,9 +161,14 @@ def user(shop: Shots) -> None:
 
 
 def save(png: bytes, file: Path) -> None:
-    """Writes the picture with 256 colours: a page like these hardly shows it, and the file is a third."""
+    """Writes the picture with 256 colours: the page's own as they are, and photos with what is left."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
+    counted = sorted(image.getcolors(1 << 24) or [], reverse=True)
+    own = [channel for _, colour in counted[:OWN_COLOURS] for channel in colour]
+    rest = image.quantize(256 - OWN_COLOURS).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((own + rest)[: 3 * 256])
+    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
     print(f"{re.sub('.*/docs/', 'docs/', str(file))}: {file.stat().st_size / 1000:.0f} kB")
 
 

@@ -71,7 +71,9 @@ class Sender:
                 self._producer = None
 
     def _connected(self) -> KafkaProducer:
-        with self._lock:
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise UnavailableError("Kafka has not answered an earlier event yet")
+        try:
             if self._producer is None:
                 wait_ms = int(self._timeout_s * 1000)
                 self._producer = kafka.producer(
@@ -83,6 +85,8 @@ class Sender:
                     delivery_timeout_ms=wait_ms + 10,
                 )
             return self._producer
+        finally:
+            self._lock.release()
 
 
 @dataclass(frozen=True)

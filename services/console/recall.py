@@ -8,12 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrine.client import AnnClient, IndexStats, VitrineError
+from vitrine.runtime import logs
 
 K = 10
 SLIDER = 20  # largest over-recall on the slider; the service takes up to 100
 _MOST_K, _MOST_OVER_RECALL = 1_000, 100  # of a Search call
 _STEPS = (1, 2, 3, 4, 5, 7, 10, 15, 20)
 _QUERIES, _AT_A_TIME = 64, 16
+_PATIENCE_S = 15.0  # nobody waits for the curve's own calls
+
+_log = logs.get_logger(__name__)
 
 U64 = NDArray[np.uint64]
 
@@ -60,7 +64,7 @@ def measure(ann: AnnClient, stats: IndexStats, vectors: NDArray[np.float32]) -> 
     """The curve over the queries float32 (n, dim). Raises VitrineError."""
     sums = dict.fromkeys(_STEPS, 0.0)
     for start in range(0, len(vectors), _AT_A_TIME):
-        query = {"vectors": vectors[start : start + _AT_A_TIME]}
+        query = {"vectors": vectors[start : start + _AT_A_TIME], "timeout_s": _PATIENCE_S}
         wanted = reference(ann, stats, query, K)
         for step in _STEPS:
             found = ann.search(**query, k=K, over_recall=step).ids
@@ -88,7 +92,8 @@ class Curves:
     def _measure(self, ann: AnnClient, stats: IndexStats, vectors: NDArray[np.float32]) -> None:
         try:
             curve = measure(ann, stats, vectors)
-        except (VitrineError, ValueError):  # ValueError: the client was closed meanwhile
+        except (VitrineError, ValueError) as error:  # ValueError: the client was closed meanwhile
+            _log.warning("the recall curve was not measured", index=stats.version, reason=str(error))
             curve = None
         with self._lock:
             if self._version == stats.version:

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.security_kit import Authority
 from vitrine.artifacts import ArtifactStore
 from vitrine.client import MatchingClient
+from vitrine.runtime import process
 from vitrine.runtime.embedded import EmbeddedStack
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -349,6 +350,7 @@ def test_every_page_says_what_is_away(browser: playwright.Browser, system: Syste
         assert time.monotonic() - begun < 8, path
     visit.page.get_by_text("They cannot be read").wait_for()
     visit.context.close()
+    assert process.stop(service.process) == 0, service.said()
 
 
 def test_photos_are_cached_by_their_content(system: System) -> None:

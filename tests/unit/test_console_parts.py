@@ -213,7 +213,7 @@ class LocalAnn:
         self.index = small_index(n=items)
         self.stats = IndexStats("v1", "e1", items, self.index.dim, self.index.bits, 10, True)
 
-    def search(self, vectors, k, over_recall):
+    def search(self, vectors, k, over_recall, timeout_s=None):
         hits = self.index.search_vectors(np.atleast_2d(vectors), k, over_recall)
         return SearchResult("v1", list(hits.ids), list(hits.scores), list(hits.distances))
 
@@ -236,6 +236,16 @@ def test_the_reference_is_brute_force_and_recall_counts_what_it_shares_with_it()
     assert measured[20] == pytest.approx(expected[20])
     assert measured[1] < measured[20]
     parsed(draw.recall_curve(curve.points, 3, curve.at(3)))
+
+
+def test_a_curve_that_could_not_be_measured_is_measured_at_a_later_request():
+    ann, broken = LocalAnn(600), LocalAnn(600)
+    broken.search = lambda *_, **__: (_ for _ in ()).throw(ValueError("the client is closed"))
+    queries, curves = unit_vectors(9, 3, ann.index.dim), recall.Curves()
+    assert curves.get(broken, ann.stats, queries) is None
+    wait_for(lambda: not any(t.name == "recall" for t in threading.enumerate()), 5)
+    wait_for(lambda: curves.get(ann, ann.stats, queries) is not None, 5)
+    assert curves.get(ann, ann.stats, queries).queries == 3
 
 
 def test_an_index_too_large_to_search_whole_is_not_called_exact():
