@@ -230,7 +230,7 @@ def _locust(args: Sequence[str]) -> Command:
         raise CommandError(f"locust: {file} does not exist")
     text = "\n".join(path.read_text("utf-8") for path in (ROOT / "loadtest").glob("*.py"))
     read = set(re.findall(r"VITRINE_[A-Z_]+", text)) | _client_variables("console")
-    return Command("locust", frozenset(read), frozenset({PurePosixPath(file).parts[0]}))
+    return Command("locust", frozenset(read), frozenset({PurePosixPath(file).parts[0], "examples"}))
 
 
 _PROGRAMS: dict[str, Callable[[Sequence[str]], Command]] = {

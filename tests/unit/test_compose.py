@@ -49,8 +49,6 @@ def test_the_file_is_what_the_compose_specification_allows():
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_command_variable_path_and_port_is_one_that_the_code_knows(name, image_root):
-    if name == "load" and not (ROOT / "loadtest/locustfile.py").exists():
-        pytest.skip("there is no locustfile yet")
     assert problems(container(name), image_root) == []
 
 
