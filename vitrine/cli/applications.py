@@ -6,10 +6,7 @@ from pathlib import Path
 
 import typer
 
-from vitrine.ann import embeddings, index
 from vitrine.artifacts import ArtifactStore
-from vitrine.ctr import model
-from vitrine.matching import catalog
 
 SERVICES = {
     "ann": ["services.ann"],
@@ -19,13 +16,6 @@ SERVICES = {
 }
 DISTRIBUTED = ("des", "softmax")
 PLAIN = ("bdg", "catalog")
-# What a trainer publishes, its last artifact last.
-PUBLISHED = {
-    "catalog": (catalog.KIND,),
-    "des": (model.KIND, model.TOWERS_KIND),
-    "softmax": (embeddings.KIND,),
-    "bdg": (index.KIND,),
-}
 
 
 def applications_root() -> Path:
@@ -53,6 +43,21 @@ def trainer_arguments(trainer: str, processes: int) -> list[str]:
     return ["-m", f"trainers.{trainer}"]
 
 
+def published_kinds(trainer: str) -> tuple[str, ...]:
+    """What a trainer publishes, its last artifact last."""
+    # Not at the top: the rooms need the extension, and `vitrine doctor` must run to say that it does not load.
+    from vitrine.ann import embeddings, index
+    from vitrine.ctr import model
+    from vitrine.matching import catalog
+
+    return {
+        "catalog": (catalog.KIND,),
+        "des": (model.KIND, model.TOWERS_KIND),
+        "softmax": (embeddings.KIND,),
+        "bdg": (index.KIND,),
+    }[trainer]
+
+
 def already_published(trainer: str, flags: list[str]) -> str | None:
     """`name version` of all that a trainer publishes, where the store has a stable version of each; else None.
 
@@ -62,7 +67,7 @@ def already_published(trainer: str, flags: list[str]) -> str | None:
     if not folder:
         return None  # the trainer says so
     store = ArtifactStore(folder, namespace=_given(flags, "namespace"))
-    served = {name: store.refs(name).get("stable") for name in PUBLISHED[trainer]}
+    served = {name: store.refs(name).get("stable") for name in published_kinds(trainer)}
     return ", ".join(f"{name} {version}" for name, version in served.items()) if all(served.values()) else None
 
 
