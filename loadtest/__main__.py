@@ -135,8 +135,9 @@ def _run(
                 suite.close()
         show.knees(console, result, split)
         show.shares(console, result)
-        at_80 = {TITLES[kind]: steps["at_80"] for kind, steps in result.steps.items() if "at_80" in steps}
-        pictures = plots.write({TITLES[kind]: stair for kind, stair in result.stairs.items()}, at_80, up.folder)
+        stairs = {TITLES[kind]: stair for kind, stair in result.stairs.items()}
+        at = {TITLES[kind]: steps for kind, steps in result.steps.items()}
+        pictures = plots.write(stairs, at, up.folder)
         found = {
             "machine": _machine(busy),
             "server_cores": split.servers,

@@ -46,6 +46,12 @@ def cpu_seconds(pid: int) -> tuple[float, float]:
     return times.user, times.system
 
 
+def used() -> float:
+    """CPU seconds that all processes of the machine have used since it started."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
 def busy(seconds: float = 1.0) -> float:
     """Share of the machine's cores in use over the next `seconds`, 0 to 1."""
     return float(psutil.cpu_percent(seconds)) / 100

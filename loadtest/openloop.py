@@ -63,7 +63,7 @@ def _climb(fleet: Fleet, options: argparse.Namespace) -> int:
     )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        plots.latency_by_rate({options.method: stair}, options.out / "latency-by-rate.png")
+        plots.latency_by_rate({options.method: stair}, options.out / "latency-by-rate.png", {})
     steps = [step.summary() for step in stair.steps]
     print(json.dumps({"method": options.method, "knee": round(stair.knee, 1), "steps": steps}))
     return int(stair.knee == 0)

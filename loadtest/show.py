@@ -10,7 +10,7 @@ from loadtest.cores import Split
 from loadtest.rolling import Rolling
 from loadtest.suite import FRACTIONS, TITLES, Result
 
-METHODS = ("getmatches", "score", "search")
+BUSY_CORES = 0.3  # Kafka, Redis and the rest of a quiet machine stay below it
 
 
 def facts(result: Result, split: Split) -> dict[str, Any]:
@@ -26,6 +26,7 @@ def facts(result: Result, split: Split) -> dict[str, Any]:
             **({"shares": result.shares[kind].summary()} if kind in result.shares else {}),
             "steps": [step.summary() | {"held": stair.held(step)} for step in stair.steps],
         }
+    found["other_work_cores"] = round(median(result.others), 2)
     found["echo_answer_bytes"] = result.answer_bytes
     found["getmatches_share_of_echo"] = round(result.share_of_echo, 3)
     return found
@@ -47,6 +48,10 @@ def knees(console: Console, result: Result, split: Split) -> None:
         table.add_row(TITLES[kind], knee, cpu, *cells, result.limited_by(kind, split))
     console.print(table)
     console.print(f"GetMatches' throughput over echo's: {result.share_of_echo:.2f}", highlight=False)
+    if median(result.others) > BUSY_CORES:
+        console.print(
+            f"[yellow]other work took {median(result.others):.1f} cores meanwhile: knees are low, latencies high[/]"
+        )
 
 
 def shares(console: Console, result: Result) -> None:

@@ -50,6 +50,7 @@ class Result:
     cpu_us:  CPU of the servers a call in those rounds, microseconds
     steps:   at the fractions of the knee
     busiest: cores that the servers used at most, of those they had
+    others:  cores that neither servers nor generator used, one a step; Kafka and Redis take little
     """
 
     stairs: dict[str, Stair] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Result:
     shares: dict[str, Shares] = field(default_factory=dict)
     busiest: dict[str, float] = field(default_factory=dict)
     generator: dict[str, float] = field(default_factory=dict)
+    others: list[float] = field(default_factory=list)
     answer_bytes: int = 0
 
     @property
@@ -205,9 +207,11 @@ class Suite:
         self._show(kind, f"knee {self.result.stairs[kind].knee:,.0f}/s", 1.0)
 
     def _noting(self, kind: str, drive: Callable[[], Measured]) -> Measured:
-        before, begun = self._cpu(kind), time.monotonic()
+        machine, before, begun = cores.used(), self._cpu(kind), time.monotonic()
         step = drive()
-        used = (self._cpu(kind) - before) / (time.monotonic() - begun)
+        took = time.monotonic() - begun
+        used = (self._cpu(kind) - before) / took
+        self.result.others.append(max(0.0, (cores.used() - machine) / took - used - step.client_cpu))
         self.result.busiest[kind] = max(self.result.busiest.get(kind, 0.0), used)
         self.result.generator[kind] = max(self.result.generator.get(kind, 0.0), step.client_cpu)
         return step

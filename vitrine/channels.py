@@ -100,6 +100,8 @@ class Channel:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 500),
         ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
+        # A pod that replaces another has another address; grpc would ask DNS again after 30 s at the earliest.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
