@@ -3,7 +3,6 @@
 import argparse
 import io
 import os
-import re
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ HERE = Path(__file__).resolve().parents[1]
 DESKTOP = {"viewport": {"width": 1180, "height": 980}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 DARK = {"color_scheme": "dark"}
-OWN_COLOURS = 64
+OWN_COLOURS, MOST_BYTES = 64, 300_000
 
 
 def main() -> None:
@@ -161,15 +160,17 @@ def user(shop: Shots) -> None:
 
 
 def save(png: bytes, file: Path) -> None:
-    """Writes the picture with 256 colours: the page's own as they are, and photos with what is left."""
+    """Writes the picture; with 256 colours where it would be too large, the page's own as they are."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    counted = sorted(image.getcolors(1 << 24) or [], reverse=True)
-    own = [channel for _, colour in counted[:OWN_COLOURS] for channel in colour]
-    rest = image.quantize(256 - OWN_COLOURS).getpalette() or []
-    palette = Image.new("P", (1, 1))
-    palette.putpalette((own + rest)[: 3 * 256])
-    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
-    print(f"{re.sub('.*/docs/', 'docs/', str(file))}: {file.stat().st_size / 1000:.0f} kB")
+    image.save(file, optimize=True)
+    if file.stat().st_size > MOST_BYTES:
+        counted = sorted(image.getcolors(1 << 24) or [], reverse=True)
+        own = [channel for _, colour in counted[:OWN_COLOURS] for channel in colour]
+        rest = image.quantize(256 - OWN_COLOURS).getpalette() or []
+        palette = Image.new("P", (1, 1))
+        palette.putpalette((own + rest)[: 3 * 256])
+        image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
+    print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
