@@ -127,8 +127,7 @@ def _run(
                 restarts = None
                 if rolling_restart:
                     panel.start("rolling")
-                    rates = {kind: max(1.0, 0.5 * stair.knee) for kind, stair in result.stairs.items()}
-                    restarts = rolling.restart_all(suite, rates, lambda text: panel.update("rolling", text))
+                    restarts = rolling.restart_all(suite, lambda text: panel.update("rolling", text))
                     panel.done("rolling", f"failed {restarts.failed} of {restarts.sent:,} calls")
                 up.wait_applied(60)
             finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 from loadtest.clients import Fleet
 from loadtest.measured import Measured
-from loadtest.suite import Suite
+from loadtest.suite import CONCURRENCY, Suite
 from vitrine.cli.bringup import start_worker
 from vitrine.cli.system import RunError, System
 
@@ -16,6 +16,7 @@ MODULES = {"matching": ["services.matching", "server"], "ctr": ["services.ctr"],
 LOAD = {"matching": "ad_flow", "ctr": "ad_flow", "worker": "ad_flow", "ann": "search"}
 SETTLE_S = 1.0  # load before, between and after restarts
 REPLICAS = 2
+PROBE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,17 @@ class Rolling:
             {"restarted": phase.restarted, "load": phase.kind, **phase.step.summary()} for phase in self.phases
         ]
         events = {"events_sent": self.events_sent, "events_applied": self.events_applied}
-        return {"sent": self.sent, "failed": self.failed, **events, "phases": phases}
+        return {"sent": self.sent, "failed": self.failed, **events, "lists": self.lists, "phases": phases}
 
 
-def restart_all(
-    suite: Suite, rates: dict[str, float], show: Callable[[str], None], *, services: tuple[str, ...] = tuple(LOAD)
-) -> Rolling:
-    """Restart every replica of `services` in turn while the load of LOAD runs at rates[kind].
+def restart_all(suite: Suite, show: Callable[[str], None]) -> Rolling:
+    """Restart every replica of every service in turn, under the load of LOAD at half its knee.
 
-    Raises RunError where a replica does not come back, or events are lost or counted twice.
+    Where other work has come to the machine since the knee was measured, at half of what gets through now. Raises
+    RunError where a replica does not come back, or events are lost or counted twice.
     """
     system = suite.up.system
-    for name in services:
+    for name in LOAD:
         second = _name(name, 1)
         if second not in system.services:
             show(f"starting a second {name}")
@@ -70,9 +70,12 @@ def restart_all(
     at = {name: f"ipv4:{_addresses(system, name)}" for name in MODULES}
     targets = replace(suite.targets(), **at)
     seen = Rolling()
-    for name in services:
+    for name, kind in LOAD.items():
         with suite.new_fleet(targets) as fleet:
-            seen.phases.append(_phase(suite, fleet, name, rates[LOAD[name]], show))
+            now = fleet.closed_loop(kind, CONCURRENCY, PROBE_S)
+            suite.up.sent += now.events
+            rate = max(1.0, 0.5 * min(suite.result.stairs[kind].knee, now.achieved))
+            seen.phases.append(_phase(suite, fleet, name, rate, show))
     suite.up.wait_applied(60)
     seen.events_sent, seen.events_applied = suite.up.sent, suite.up.applied()
     seen.lists = suite.up.store.lists()

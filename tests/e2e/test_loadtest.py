@@ -103,6 +103,7 @@ def test_an_open_loop_drives_every_service_and_fails_nobody(whole, method, tmp_p
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_stair_ends_at_a_knee_and_draws_it(whole, tmp_path):
     arguments = ["--target", whole.matching.address(), "--method", "getmatches", "--seconds", "0.3"]
     seen = openloop(whole, *arguments, "--stair", "400", "--bound-ms", "1000", "--out", str(tmp_path))
