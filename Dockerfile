@@ -27,13 +27,12 @@ WORKDIR /app
 EXPOSE 7001 7002 7003 7004 7090 9090
 ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["vitrine", "--help"]
+ARG PIP_INDEX_URL
 ARG VERSION=0.1.0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="vitrine" \
       org.opencontainers.image.description="Near-line ad matching, click-rate scoring and visual search over gRPC" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.version="${VERSION}"
 
 # The wheel with its extension; the compiler stays in this stage.
 FROM base AS wheel
@@ -63,7 +62,7 @@ RUN python -m venv --without-pip /opt/vitrine \
  && pip install -r serve.txt
 
 FROM packages AS packages-train
-# torch from the package index is CUDA's build, 5 GB with its libraries. For CPUs name PyTorch's own index of CPU
+# torch from the package index is CUDA's build, several GB with its libraries. For CPUs name PyTorch's own index of CPU
 # wheels: --build-arg TORCH_INDEX=...; torch alone comes from there.
 ARG TORCH_INDEX=
 RUN if [ -n "${TORCH_INDEX}" ]; then pip install --no-deps -c constraints.txt --index-url "${TORCH_INDEX}" torch; fi \
