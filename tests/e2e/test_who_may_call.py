@@ -158,7 +158,7 @@ def test_certificates_and_callers_are_replaced_under_load_without_a_failed_call(
             assert time.monotonic() < deadline, "it did not happen"
             time.sleep(0.05)
 
-    callers_at_work = [threading.Thread(target=keep_calling, args=(kind,)) for kind in (0, 1, 1)]
+    callers_at_work = [threading.Thread(target=keep_calling, args=(kind,)) for kind in (0, 1, 1, 1)]
     for thread in callers_at_work:
         thread.start()
     try:

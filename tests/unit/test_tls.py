@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 
+import grpc
 import numpy as np
 import pytest
 
@@ -136,6 +137,23 @@ def test_replaced_files_serve_new_connections_and_half_a_rotation_keeps_the_old(
     own.key.write_bytes(next_key)
     eventually(lambda: tls.refusal is None)
     assert tls.context() is not old
+    tls.close()
+
+
+def test_grpc_is_given_certificates_once_a_change(tmp_path, authority, monkeypatch):
+    """Given the same ones at every handshake, as it may be, grpcio 1.85.1 ends with SIGSEGV under many at once."""
+    asked = []
+    monkeypatch.setattr(grpc, "dynamic_ssl_server_credentials", lambda first, ask, **_: asked.append(ask))
+    own = Authority(tmp_path / "before").server()
+    tls = ServerTls(own.cert, own.key, every_s=0.02)
+    tls.grpc_credentials()
+    (ask,) = asked
+    assert [ask(), ask()] == [None, None]
+    old = tls.context()
+    own.replace_by(authority.server("after"))
+    eventually(lambda: tls.context() is not old and tls.refusal is None)
+    assert isinstance(ask(), grpc.ServerCertificateConfiguration)
+    assert ask() is None
     tls.close()
 
 

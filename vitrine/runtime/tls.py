@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from vitrine.runtime.files import FileError, Reloaded, read_all
 
 if TYPE_CHECKING:
     from vitrine.runtime.settings import Settings
+
+
+_HANDSHAKE_GRACE_S = 0.2
 
 
 class TlsError(FileError):
@@ -49,10 +53,26 @@ class ServerTls:
         return self._files.refusal
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`."""
+        """For `add_secure_port`, once.
+
+        grpc asks `newest` at every handshake under a lock, and drops its old handshaker factory when it is given
+        certificates; but a handshake that has asked takes that factory without the lock, and a factory dropped in
+        between ends the process (grpcio 1.85.1, SIGSEGV). So unchanged ones are not given again, and changed ones
+        only after a wait in which, the lock being held, every handshake that has asked gets its factory.
+        """
+        shown = self._files.current
+
+        def newest() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal shown
+            if shown is self._files.current:
+                return None
+            time.sleep(_HANDSHAKE_GRACE_S)
+            shown = self._files.current
+            return shown.grpc
+
         return grpc.dynamic_ssl_server_credentials(
-            self._files.current.grpc,
-            lambda: self._files.current.grpc,
+            shown.grpc,
+            newest,  # type: ignore[arg-type]  # None is "unchanged", as grpc documents
             require_client_authentication=self._client_ca is not None,
         )
 
