@@ -160,6 +160,12 @@ def test_front_ends_reach_calls_and_pages_and_prometheus_reaches_metrics(rendere
         assert process == "worker" or not reaches(objects, PROMETHEUS, target, port), process
 
 
+def test_every_process_reaches_a_collector_of_traces_and_no_job_does(rendered):
+    collector = End({"app": "collector"}, {"vitrine/traces": "true"})
+    for pod in pods(rendered["prod"]):
+        assert reaches(rendered["prod"], end(pod), collector, 4317) == pod.lasting, pod.where
+
+
 @pytest.mark.parametrize("name", [*OVERLAYS, "all"])
 def test_strangers_and_unlabelled_neighbours_reach_nothing(rendered, name):
     objects = rendered[name]
