@@ -129,7 +129,7 @@ def figures(found: dict[str, list[tuple[Measured, Measured | None]]]) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=150.0, help="calls a second of the well-behaved caller")
-    parser.add_argument("--limit", type=float, default=50.0, help=f"of the other, who sends {OVER} times as many")
+    parser.add_argument("--limit", type=float, default=100.0, help=f"of the other, who sends {OVER} times as many")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
