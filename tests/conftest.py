@@ -2,12 +2,17 @@
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from vitrine.runtime.embedded import EmbeddedStack, why_no_kafka
+
+# A shell that starts the tests in the background ignores Ctrl-C for them, and so would every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SIBLING = Path(__file__).resolve().parents[2] / "shared" / "kafka"
 
