@@ -10,7 +10,7 @@ endif
 NATIVE_SOURCES := CMakeLists.txt $(shell find native -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-long lint protos bench clean help setup
+.PHONY: demo test test-long lint protos bench screenshots clean help setup
 
 demo: setup ## Run the whole system and walk through it; ARGS="--data ../shared/data --json" are passed on
 	@$(BIN)/vitrine demo $(ARGS)
@@ -55,8 +55,11 @@ setup: .venv/installed .venv/built
 	@$(BIN)/pip install -qq --no-build-isolation --no-deps -e .
 	@touch $@
 
+screenshots: setup ## The console's pages as docs/console/*.png; ARGS="--data ../shared/data" takes real photos
+	@$(BIN)/python -m tools.screenshots $(ARGS)
+
 clean: ## Remove what was built, run and installed
 	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,6 +1,7 @@
 """An ad front end: a user's ads from GetMatches, scored, sold in a second-price auction, reported to Kafka."""
 
 import argparse
+import os
 import random
 import secrets
 import time
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 from kafka import KafkaProducer
 
+from vitrine import trace_context
 from vitrine.api.events.v1.events_pb2 import AdClick, AdImpression, UserEvent
-from vitrine.client import CtrClient, Matches, MatchingClient
+from vitrine.client import CtrClient, Matches, MatchingClient, Security
+from vitrine.runtime import tracing
 from vitrine.runtime.kafka import key_of, producer
 
 EXAMPLES = """examples:
@@ -19,6 +22,7 @@ EXAMPLES = """examples:
     --user 17                  the click is drawn with the probability that the ad was sold at
     --user 17 --click          the user clicks
     --user 17 --topic eu.user-events       under VITRINE_NAMESPACE=eu
+VITRINE_CLIENT_CA, _CERT, _KEY and _TOKEN_FILE say who calls (docs/security.md).
 """
 
 
@@ -48,11 +52,15 @@ def auction(matches: Matches, pctrs: np.ndarray) -> tuple[int, float] | None:
     return int(winner), float(min(second / pctrs[winner], matches.bids[winner]))
 
 
+@tracing.span("ad page")
 def run_auction(
     matching: MatchingClient, ctr: CtrClient, events: KafkaProducer, user_id: int,
     *, k: int = 50, topic: str = "user-events", click: bool | None = None, rng: random.Random | None = None,
 ) -> Sale | None:  # fmt: skip
-    """One page view. `click` None draws the click with the probability that the ad was sold at."""
+    """One page view. `click` None draws the click with the probability that the ad was sold at.
+
+    Its calls and events are one trace, and the trace's id is the request's, where this process is traced.
+    """
     matches = matching.get_matches(user_id, k)
     pctrs = ctr.score(matches.context, matches.ads).pctrs if len(matches.ads) else np.empty(0)
     sold = auction(matches, pctrs)
@@ -61,8 +69,9 @@ def run_auction(
     row, price = sold
     ad, pctr = int(matches.ads[row]), float(pctrs[row])
     clicked = (rng or random).random() < pctr if click is None else click
-    request_id = secrets.token_hex(16)  # the trace id as well
-    trace = [("traceparent", f"00-{request_id}-{secrets.token_hex(8)}-01".encode())]
+    request_id = trace_context.ids().get("trace_id") or secrets.token_hex(16)
+    # Untraced, the events carry the request's id all the same, marked as not to be recorded.
+    trace = trace_context.headers() or [("traceparent", f"00-{request_id}-{secrets.token_hex(8)}-00".encode())]
 
     def send(**kind: Any) -> None:
         event = UserEvent(user_id=user_id, time_ms=int(time.time() * 1000), **kind)
@@ -79,15 +88,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=layout)
     parser.add_argument("--matching", required=True, help="address of the matching service")
     parser.add_argument("--ctr", required=True, help="address of the ctr service")
-    parser.add_argument("--kafka", required=True, help="kafka://host:port")
+    kafka_url = os.environ.get("VITRINE_KAFKA_URL")  # one with a password is safer there than among the arguments
+    parser.add_argument("--kafka", default=kafka_url, required=not kafka_url, help="kafka://host:port")
     parser.add_argument("--user", type=int, required=True, help="the user who opens the page")
     parser.add_argument("--topic", default="user-events", help="topic of the events (default: %(default)s)")
     parser.add_argument("--click", action="store_true", default=None, help="click; else drawn by its odds")
     args = parser.parse_args()
-    with MatchingClient(args.matching) as matching, CtrClient(args.ctr) as ctr:
+    endpoint, ratio = os.environ.get("VITRINE_OTLP_ENDPOINT", ""), os.environ.get("VITRINE_TRACE_RATIO", "1")
+    tracing.setup(endpoint, float(ratio), "ad-frontend")
+    security = Security.from_environment()
+    with (
+        MatchingClient(args.matching, security=security) as matching,
+        CtrClient(args.ctr, security=security) as ctr,
+    ):
         events = producer(args.kafka)
         sale = run_auction(matching, ctr, events, args.user, topic=args.topic, click=args.click)
         events.close()  # waits for the brokers' acknowledgements
+    tracing.close()
     if sale is None:
         raise SystemExit("no ad is worth showing")
     deed = "clicked" if sale.clicked else "not clicked"

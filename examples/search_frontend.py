@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from vitrine.client import AnnClient, SearchResult
+from vitrine.client import AnnClient, SearchResult, Security
 
 EXAMPLES = """examples:
   python examples/search_frontend.py --ann localhost:7001 --picture shoe.jpg
   python examples/search_frontend.py --ann localhost:7001 --item 1000000007 --images market/images.parquet
+VITRINE_CLIENT_CA, _CERT, _KEY and _TOKEN_FILE say who calls (docs/security.md).
 """
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     if args.images:
         table = pq.read_table(args.images, columns=["item_id", "category"])
         category = dict(zip(table["item_id"].to_pylist(), table["category"].to_pylist(), strict=True))
-    with AnnClient(args.ann) as ann:
+    with AnnClient(args.ann, security=Security.from_environment()) as ann:
         found = run_search(ann, picture, args.k)
     print(f"index {found.version}")
     for item, score, distance in zip(found.ids[0], found.scores[0], found.distances[0], strict=True):

@@ -2,12 +2,17 @@
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from vitrine.runtime.embedded import EmbeddedStack, why_no_kafka
+
+# A shell that starts the tests in the background ignores Ctrl-C for them, and so would every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SIBLING = Path(__file__).resolve().parents[2] / "shared" / "kafka"
 
@@ -33,3 +38,11 @@ def stack(kafka_home: str) -> Iterator[EmbeddedStack]:
 def namespace() -> str:
     """Topics, keys and artifacts that no other test has."""
     return f"t{secrets.token_hex(5)}"
+
+
+@pytest.fixture(scope="session")
+def image_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stands in for a container's /, with what its volumes would hold (tests/deploy_kit.py)."""
+    from tests.deploy_kit import make_root
+
+    return make_root(tmp_path_factory.mktemp("image"))

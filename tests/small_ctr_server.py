@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -64,9 +65,11 @@ class Running:
     metrics: str
     health: str
     log: Path
+    tls: ssl.SSLContext | None = None  # what the metrics page is asked with, where it speaks TLS
 
     def page(self) -> str:
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
+        address = f"{'http' if self.tls is None else 'https'}://{self.metrics}/metrics"
+        with urllib.request.urlopen(address, timeout=10, context=self.tls) as answer:  # noqa: S310
             return answer.read().decode()
 
     def sample(self, name: str, **labels: str) -> float:

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Self
 
 import grpc
 
+from vitrine import trace_context
+
 # Metadata of a call, as grpc takes it.
 Metadata = tuple[tuple[str, str], ...]
 
@@ -73,6 +75,8 @@ class Channel:
     _service_config = json.dumps(
         {
             "loadBalancingConfig": [{"round_robin": {}}],
+            # A server that says NOT_SERVING, as one that drains does, gets no more calls; the others take them.
+            "healthCheckConfig": {"serviceName": ""},
             "methodConfig": [
                 {
                     "name": [{}],
@@ -89,19 +93,23 @@ class Channel:
             "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.1},
         }
     )
-    _options: ClassVar[list[tuple[str, Any]]] = [
+    _common: ClassVar[list[tuple[str, Any]]] = [
         ("grpc.service_config", _service_config),
         ("grpc.max_receive_message_length", 64 * 2**20),
         # A server that restarts is found again within the retries' second, not after grpc's backoff of minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 500),
         ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
+        # A pod that replaces another has another address; grpc would ask DNS again after 30 s at the earliest.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
 
-    def __init__(self, target: str, security: Security | None) -> None:
+    def __init__(self, target: str, security: Security | None, *, shared: bool = True) -> None:
+        """shared: take part in grpc's pool, where all channels of a process to one server use one connection."""
         self._target = target
+        self._options = [*self._common, ("grpc.use_local_subchannel_pool", int(not shared))]
         self._security = security or Security()
         self._files = [path for path in (self._security.ca, self._security.cert, self._security.key) if path]
         self._next_look = time.monotonic() + _LOOK_EVERY_S
@@ -122,7 +130,8 @@ class Channel:
                 self._look()
             if made[0] is not (current := self.current):
                 made = current, current.unary_unary(method, *serializers, **named)
-            return made[1](request, timeout=timeout, metadata=self.metadata, wait_for_ready=wait_for_ready)
+            metadata = (*(self.metadata or ()), *trace_context.metadata()) or None
+            return made[1](request, timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready)
 
         return call
 
@@ -230,7 +239,7 @@ def _read(name: str, path: str) -> bytes:
 
 
 def _check_pems(security: Security) -> None:
-    """Raises ValueError where files are no certificates, or the key is another's; grpc would only say UNAVAILABLE."""
+    """Raises ValueError where a file is no certificate, or the key another's; grpc would only say UNAVAILABLE."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(security.ca)

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 
-def carried() -> tuple[tuple[str, str], ...]:
+def metadata() -> tuple[tuple[str, str], ...]:
     """traceparent, and tracestate where there is one, as gRPC metadata. Empty where no span is current."""
     found = _current()
     if found is None:
@@ -18,6 +18,11 @@ def carried() -> tuple[tuple[str, str], ...]:
     parent = ("traceparent", f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}")
     state = found.trace_state.to_header()
     return (parent, ("tracestate", state)) if state else (parent,)
+
+
+def headers() -> list[tuple[str, bytes]]:
+    """The same as headers of a Kafka record: `producer.send(..., headers=trace_context.headers())`."""
+    return [(key, value.encode()) for key, value in metadata()]
 
 
 def ids() -> dict[str, str]:

@@ -10,6 +10,7 @@ from vitrine.errors import UnavailableError
 from vitrine.matching.store import Store
 from vitrine.placement import qualify
 from vitrine.runtime import logs, redis, settings, topics
+from vitrine.runtime.readings import redis_contact
 from vitrine.runtime.server import serve
 from vitrine.runtime.tail import Tail
 
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> int:
     paused = PausedAds()
     tail = Tail(config.kafka_url, qualify(config.namespace, topics.AD_UPDATES), paused.apply)
     watch = StoreWatch(store.ping)
+    redis_contact.add(lambda: {"": watch.seconds_since_contact})
     servicer = MatchingServicer(matcher, store, paused, watch)
 
     def kafka_silent() -> str | None:

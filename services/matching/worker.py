@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from kafka import KafkaConsumer
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 from services.matching import failpoint
 from services.matching.settings import WorkerSettings, load_matcher
+from services.matching.spans import EventSpans, WatchedStore
 from vitrine.artifacts import ArtifactError
 from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.matching import owner
@@ -22,6 +23,7 @@ from vitrine.matching.store import Store
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, logs, metrics, redis, settings, topics
 from vitrine.runtime.consume import ConsumerLoop, Record
+from vitrine.runtime.readings import Readings, redis_contact
 from vitrine.runtime.server import Process
 
 SERVICE = "vitrine.matching.worker"
@@ -47,21 +49,34 @@ write_seconds = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0),
     registry=metrics.REGISTRY,
 )
-lag = Gauge(
-    "vitrine_matching_lag_records",
-    "Records of user-events not yet read.",
-    ("partition",),
+batch_seconds = Histogram(
+    "vitrine_matching_batch_seconds",
+    "Time of one batch: events folded, lists matched, buckets written.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
     registry=metrics.REGISTRY,
+)
+lag = Readings("vitrine_matching_lag_records", "Records of user-events not yet applied.", "partition")
+backlog_age = Readings(
+    "vitrine_matching_backlog_age_seconds",
+    "Since the append of the oldest record not yet applied; 0 where there is none.",
+    "partition",
 )
 
 
 class Work:
     """The consumer loop's handler: the owner's calls, with metrics, seeks and commits around them."""
 
-    def __init__(self, buckets: owner.Owner) -> None:
+    def __init__(self, buckets: owner.Owner, spans: EventSpans) -> None:
         self.loop: ConsumerLoop | None = None
         self.redis_lost: str | None = None
         self._owner = buckets
+        self._spans = spans
+        self._redis_contact = time.monotonic()
+
+    def redis_contact(self) -> dict[str, float]:
+        """For the metric. A worker without partitions asks Redis nothing, and has no sample."""
+        asks = self.redis_lost is not None or (self.loop is not None and self.loop.lag())
+        return {"": time.monotonic() - self._redis_contact} if asks else {}
 
     def assigned(self, partitions: list[int]) -> Mapping[int, int]:
         try:
@@ -69,6 +84,7 @@ class Work:
         except UnavailableError as error:
             raise self._lost(error) from error
         self.redis_lost = None
+        self._redis_contact = time.monotonic()
         _log.info("reading from watermarks", offsets=offsets)
         return offsets
 
@@ -77,7 +93,8 @@ class Work:
 
     def batch(self, records: Mapping[int, Sequence[Record]]) -> None:
         try:
-            outcome = self._owner.batch(records)
+            with batch_seconds.time(), self._spans.around(records):
+                outcome = self._owner.batch(records)
         except UnavailableError as error:
             raise self._lost(error) from error
         self._finish(outcome)
@@ -91,11 +108,9 @@ class Work:
         except UnavailableError as error:
             raise self._lost(error) from error
         self._finish(outcome)
-        if self.loop is not None:
-            for partition, count in self.loop.lag().items():
-                lag.labels(partition).set(count)
 
     def _finish(self, outcome: owner.Outcome) -> None:
+        self._redis_contact = time.monotonic()
         applied.inc(len(outcome.appended))
         lists_written.inc(outcome.lists)
         dead_letters.inc(outcome.dead_letters)
@@ -140,18 +155,23 @@ def build(config: WorkerSettings, matcher: Matcher, crash: Callable[[str], None]
     letters = kafka.DeadLetters(kafka.producer(config.kafka_url), qualify(config.namespace, topics.DEAD_LETTERS))
 
     def dead_letter(partition: int, record: owner.Record, reason: str) -> None:
-        letters.send(topic, partition, record.offset, record.timestamp, record.key, record.value, reason)
-        _log.warning("dead letter", topic=topic, partition=partition, offset=record.offset, reason=reason)
+        with spans.dead_letter(partition, record.offset, reason):
+            letters.send(topic, partition, record.offset, record.timestamp, record.key, record.value, reason)
+            _log.warning("dead letter", topic=topic, partition=partition, offset=record.offset, reason=reason)
 
+    partitions = _partitions(config.kafka_url, topic)
+    store = WatchedStore(Store(redis.connect(config.redis_url), config.namespace))
+    spans = EventSpans(store, topic, partitions)
     work = Work(
         owner.Owner(
-            Store(redis.connect(config.redis_url), config.namespace),
+            store,
             matcher,
             dead_letter,
             cluster=kafka.cluster_id(config.kafka_url),
-            partitions=_partitions(config.kafka_url, topic),
+            partitions=partitions,
             failpoint=crash,
-        )
+        ),
+        spans,
     )
     loop = work.loop = ConsumerLoop(
         config.kafka_url,
@@ -162,6 +182,9 @@ def build(config: WorkerSettings, matcher: Matcher, crash: Callable[[str], None]
         session_timeout_ms=int(config.session_timeout_s * 1000),
         max_poll_records=config.batch_records,
     )
+    lag.add(lambda: {str(partition): count for partition, count in loop.backlog.records().items()})
+    backlog_age.add(lambda: {str(partition): age for partition, age in loop.backlog.ages().items()})
+    redis_contact.add(work.redis_contact)
     return work, loop
 
 

@@ -1,4 +1,4 @@
-"""The wheel, installed alone in an empty environment, is a light client that calls a running server."""
+"""The wheel, installed alone in an empty environment, is a light client: it calls a server by TLS and token."""
 
 import json
 import os
@@ -7,16 +7,19 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.small_ctr_server import running
+from tests.security_kit import Authority
+from tests.small_ctr_server import SERVICE, running
+from vitrine.cli.callers import new_entry
 
 ROOT = Path(__file__).parents[2]
 CALL_IT = """
 import json, sys
 import numpy as np
-from vitrine.client import CtrClient, InvalidArgumentError, UserContext
+from vitrine.client import CtrClient, InvalidArgumentError, Security, UserContext
 
 user = UserContext(np.array([2**63 + 1], np.uint64), np.array([1.0], np.float32))
-with CtrClient(sys.argv[1], timeout_s=20, wait_for_ready=True) as ctr:
+security = Security(ca=sys.argv[2], token_file=sys.argv[3])
+with CtrClient(sys.argv[1], timeout_s=20, wait_for_ready=True, security=security) as ctr:
     scores = ctr.score(user, np.array([2, 4], np.uint64))
     try:
         ctr.score(user, [4, 0])
@@ -51,8 +54,14 @@ def test_the_bare_wheel_calls_a_running_server(tmp_path):
     assert installed == {"vitrine-serving", "grpcio", "protobuf", "numpy", "typing_extensions"}
 
     empty = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    with running(tmp_path) as server:
-        said = run(bare, "-I", "-c", CALL_IT, server.address, cwd=tmp_path, env=empty)
+    authority = Authority(tmp_path / "authority")
+    own, (token, entry) = authority.server(), new_entry("front", [f"{SERVICE}/*"])
+    (tmp_path / "token").write_text(token)
+    (tmp_path / "callers.toml").write_text(entry)
+    flags = ("--tls-cert", own.cert, "--tls-key", own.key, "--callers", tmp_path / "callers.toml")
+    with running(tmp_path, *map(str, flags)) as server:
+        argv = (server.address, str(authority.cert), str(tmp_path / "token"))
+        said = run(bare, "-I", "-c", CALL_IT, *argv, cwd=tmp_path, env=empty)
     version, pctrs, fields, module = json.loads(said)
     assert (version, pctrs) == ("small-1", [0.5, 0.25])
     assert fields == {"ad_ids[1]": "0 is reserved; ids are 1 or more"}

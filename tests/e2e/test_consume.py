@@ -275,6 +275,19 @@ def test_a_static_member_killed_and_restarted_gets_its_partitions_and_nobody_els
         child.wait()
 
 
+def test_a_static_member_that_stops_in_order_leaves_its_partitions_to_the_others_at_once(
+    kafka: EmbeddedStack, topic: str
+) -> None:
+    stays, goes = Worker(Watermarks()), Worker(Watermarks())
+    session = {"session_timeout_ms": 60_000}  # what the others would wait for a member that says nothing
+    with running(kafka, topic, stays, member="stays", **session) as one:
+        with running(kafka, topic, goes, member="goes", **session) as two:
+            until(lambda: _shared(one, two))
+        until(lambda: len(one.loop.partitions) == _PARTITIONS, timeout_s=20)
+        assert two.error is None
+        assert one.error is None
+
+
 def test_a_second_process_of_the_same_member_name_ends_the_first(kafka: EmbeddedStack, topic: str) -> None:
     first, second = Worker(Watermarks()), Worker(Watermarks())
     with running(kafka, topic, first, member="twin") as one:

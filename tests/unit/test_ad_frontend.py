@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from examples.ad_frontend import auction, run_auction
 from vitrine.api.events.v1.events_pb2 import UserEvent
 from vitrine.client import Matches, Scores, Source, UserContext
+from vitrine.runtime import tracing
 
 NOBODY = UserContext(np.empty(0, np.uint64), np.empty(0, np.float32))
 bids = st.floats(1 / 64, 100, width=32)
@@ -65,3 +66,24 @@ def test_a_page_without_a_sale_sends_nothing():
         front = Front(rows)
         assert run_auction(front, front, front, 17) is None
         assert front.sent == []
+
+
+def test_a_traced_page_is_one_trace_whose_id_is_the_requests(tmp_path):
+    front = Front([(1.0, 0.5)])
+    tracing.setup(f"file://{tmp_path}/spans", 1.0, "ad-frontend")
+    try:
+        sales = [run_auction(front, front, front, 17, click=True) for _ in range(2)]
+    finally:
+        tracing.close()
+    assert sales[0].request_id != sales[1].request_id
+    for sale, sent in zip(sales, (front.sent[:2], front.sent[2:]), strict=True):
+        for _, _, _, headers in sent:
+            trace_id, flags = headers["traceparent"].decode().split("-")[1::2]
+            assert trace_id == sale.request_id
+            assert int(flags, 16) & 1, "not marked as sampled"
+
+
+def test_an_untraced_page_asks_nobody_to_record_it():
+    front = Front([(1.0, 0.5)])
+    run_auction(front, front, front, 17)
+    assert front.sent[0][3]["traceparent"].endswith(b"-00")

@@ -223,7 +223,7 @@ def test_an_ad_update_that_is_none_changes_nothing(key, value):
     paused = PausedAds()
     with pytest.raises(RecordError):
         paused.apply(0, key, value)
-    assert not paused
+    assert not paused.ids
 
 
 @pytest.mark.parametrize("text", ["after-write", "after-write:0", "nowhere:1", "after-write:x"])

@@ -1,5 +1,6 @@
 """The bucket script on a real Valkey: what it writes, what it refuses, and what it does after a restart."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -113,6 +114,26 @@ def test_a_key_of_another_type_is_an_error_and_not_waited_for(store: Store):
     store._client.set(store._key(BUCKET, "states"), b"someone else's")
     with pytest.raises(redis_py.ResponseError, match="WRONGTYPE"):
         store.write([write()])
+
+
+def test_a_connection_that_redis_closed_is_opened_anew(valkey: EmbeddedStack, store: Store):
+    store.write([write()])
+    assert store.read_list(USER) == b"list of state"
+    redis.connect(valkey.redis_url).client_kill_filter(_type="normal", skipme=True)
+    assert store.read_list(USER) == b"list of state"
+    assert store.read_list(USER + 1) is None
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_the_next_one(valkey: EmbeddedStack, namespace: str):
+    hurried = Store(redis.connect(valkey.redis_url, timeout_s=0.05), namespace)
+    hurried.write([write()])
+    assert hurried.read_list(USER) == b"list of state"
+    redis.connect(valkey.redis_url).client_pause(300)
+    with pytest.raises(UnavailableError):
+        hurried.read_list(USER)
+    time.sleep(0.4)
+    assert hurried.read_list(USER + 1) is None, "this was the other user's list"
+    assert hurried.read_list(USER) == b"list of state"
 
 
 def test_namespaces_do_not_meet_and_a_buckets_keys_share_a_slot(valkey: EmbeddedStack):

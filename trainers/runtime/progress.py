@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any, Protocol
 
+from vitrine.runtime import audit
+
 _JSON_PERIOD_S = 0.2
 _PLAIN_PERIOD_S = 2.0
 
@@ -63,8 +65,13 @@ class Progress:
 
 
 def result(job: str, artifacts: Mapping[str, str], metrics: Mapping[str, float | int | str]) -> None:
-    """Print the job's last stdout line: {"job", "artifacts": {name: version}, "metrics"}. Rank 0 alone prints."""
+    """Print the job's last stdout line: {"job", "artifacts": {name: version}, "metrics"}. Rank 0 alone prints.
+
+    The publishes are recorded for the audit, on stderr.
+    """
     if _rank() == 0:
+        for name, version in artifacts.items():
+            audit.record("artifacts.publish", f"{name} {version}", caller=audit.operator(), job=job)
         print(json.dumps({"job": job, "artifacts": dict(artifacts), "metrics": dict(metrics)}), flush=True)
 
 

@@ -7,12 +7,22 @@ from typing import Annotated
 
 import typer
 
-from vitrine.cli.applications import DISTRIBUTED, PLAIN, SERVICES, application_environment, trainer_arguments
+from vitrine.artifacts import ArtifactError
+from vitrine.cli.applications import (
+    DISTRIBUTED,
+    PLAIN,
+    SERVICES,
+    already_published,
+    application_environment,
+    trainer_arguments,
+)
 from vitrine.cli.artifacts import app as artifacts_app
+from vitrine.cli.callers import app as callers_app
 from vitrine.cli.data import app as data_app
 from vitrine.cli.demo import demo as run_demo
 from vitrine.cli.doctor import doctor as run_doctor
 from vitrine.cli.topics import app as topics_app
+from vitrine.errors import UnavailableError
 
 
 def _show_version(asked: bool) -> None:
@@ -31,6 +41,7 @@ app = typer.Typer(
 app.add_typer(artifacts_app, name="artifacts")
 app.add_typer(topics_app, name="topics")
 app.add_typer(data_app, name="data")
+app.add_typer(callers_app, name="callers")
 app.command("demo")(run_demo)
 app.command("doctor")(run_doctor)
 
@@ -62,14 +73,18 @@ def _choose(name: str, names: tuple[str, ...], what: str) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
-def serve(context: typer.Context, service: Annotated[str, typer.Argument(help="ann, matching or ctr")]) -> None:
-    """Start a gRPC service. Flags after its name are its own; every flag is a VITRINE_ variable too.
+def serve(
+    context: typer.Context, service: Annotated[str, typer.Argument(help="ann, matching, ctr or console")]
+) -> None:
+    """Start a gRPC service, or the console. Flags after its name are its own; each is a VITRINE_ variable too.
 
     Examples:
 
         vitrine serve ann --store ./store --port 7001
 
         vitrine serve matching --store ./store --redis-url redis://127.0.0.1:6379 --kafka-url kafka://127.0.0.1:9092
+
+        vitrine serve console --port 7004 --matching-address 127.0.0.1:7002 --store ./store
 
         vitrine serve ctr --help
     """
@@ -84,6 +99,12 @@ def work(context: typer.Context) -> None:
     _become(["-m", "services.matching", "worker", *context.args])
 
 
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def loadtest(context: typer.Context) -> None:
+    """Bring the whole system up on this machine and load it: knees, latencies, where the time goes."""
+    _become(["-m", "loadtest", *context.args])
+
+
 @app.command(context_settings=_PASS_ON)
 def train(
     context: typer.Context,
@@ -91,8 +112,11 @@ def train(
     processes: Annotated[
         int, typer.Option(min=1, max=1024, help="processes of des and softmax on this machine")
     ] = 2,
+    once: Annotated[
+        bool, typer.Option("--once", help="do nothing where the store has what the trainer publishes")
+    ] = False,
 ) -> None:
-    """Run a trainer; it ends in a published artifact. `--processes` stands before its name, its own flags after.
+    """Run a trainer; it ends in a published artifact. These options stand before its name, its own flags after.
 
     Examples:
 
@@ -109,6 +133,15 @@ def train(
     _choose(trainer, DISTRIBUTED + PLAIN, "trainer")
     if "--help" in context.args:
         processes = 1  # one of them tells it
+    elif once:
+        try:
+            published = already_published(trainer, context.args)
+        except (ArtifactError, UnavailableError) as error:
+            typer.echo(f"vitrine train: {error}", err=True)
+            raise typer.Exit(1) from None
+        if published:
+            typer.echo(f"{trainer}: {published} is there already")
+            return
     _become([*trainer_arguments(trainer, processes), *context.args])
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vitrine.artifacts import ArtifactError, ArtifactStore, Manifest
 from vitrine.errors import UnavailableError
+from vitrine.runtime import audit
 
 app = typer.Typer(help="Look into an artifact store, check it, roll back and prune.", no_args_is_help=True)
 
@@ -179,7 +180,9 @@ def rollback(
         vitrine artifacts rollback towers --ref canary --to stable
     """
     with _opened(store, namespace) as artifacts:
-        typer.echo(f"{name}: {ref} is {artifacts.rollback(name, to, ref)}")
+        with audit.recorded("artifacts.rollback", f"{name} {ref}", namespace=namespace, store=store) as told:
+            told["version"] = artifacts.rollback(name, to, ref)
+        typer.echo(f"{name}: {ref} is {told['version']}")
 
 
 @app.command()
@@ -201,7 +204,11 @@ def prune(
         vitrine artifacts prune embeddings --keep 3 --store ./artifacts
     """
     with _opened(store, namespace) as artifacts:
-        removed = artifacts.prune(name, keep, dry_run=dry_run)
+        if dry_run:
+            removed = artifacts.prune(name, keep, dry_run=True)
+        else:
+            with audit.recorded("artifacts.prune", name, namespace=namespace, store=store, keep=keep) as told:
+                told["removed"] = removed = artifacts.prune(name, keep)
         for version in removed:
             typer.echo(f"{'would remove' if dry_run else 'removed'} {name} {version}")
         typer.echo(f"{len(removed)} of {name}; {len(artifacts.versions(name))} are there")

@@ -3,10 +3,10 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Options:
     data:    folder of the Beauty and clothing files; None simulates a market of `users` and `ads`
     out:     folder for the run's files
     kafka_url, redis_url: servers of one's own; "" starts them
+    console: start the console too
+    settings: of every process, beside those that it needs: {"drain_delay_ms": "500"}
     """
 
     command: str
@@ -57,6 +59,8 @@ class Options:
     data: Path | None = None
     kafka_url: str = ""
     redis_url: str = ""
+    console: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -113,7 +117,8 @@ def bring_up(console: Console, options: Options) -> Iterator[Running]:
     logs.setup("warning", options.command, log.open("w", buffering=1))
     market, store = folder / "market", folder / "store"
     namespace = f"{options.command}-{datetime.now(UTC):%Y%m%d%H%M%S}"
-    environment = {**application_environment(), **vitrine_settings(store=str(store), namespace=namespace)}
+    environment = {**application_environment(), **vitrine_settings(**options.settings)}
+    environment |= vitrine_settings(store=str(store), namespace=namespace)
     system = System(folder / "logs", environment)
     stack = EmbeddedStack(kafka_url=options.kafka_url, redis_url=options.redis_url)
     pool = ThreadPoolExecutor(8)
@@ -121,7 +126,7 @@ def bring_up(console: Console, options: Options) -> Iterator[Running]:
         ending.callback(pool.shutdown, wait=True, cancel_futures=True)
         ending.callback(stack.stop)
         ending.callback(system.close)
-        with Panel(console, ROWS) as panel:
+        with Panel(console, ROWS | ({"console": "console"} if options.console else {})) as panel:
             _make_market(panel, options, market)
             trained = train(system, panel, pool, market, store, namespace, options.seed)
             panel.start("stack")
@@ -138,13 +143,30 @@ def bring_up(console: Console, options: Options) -> Iterator[Running]:
             panel.start("lists")
             up.wait_applied(120, lambda n: panel.update("lists", f"{n:,} events applied", n / up.sent))
             panel.done("lists", f"{up.sent:,} events applied")
+            if options.console:
+                panel.start("console", "starting")
+                panel.done("console", f"on http://{start_console(up).address}")
         yield up
 
 
 def start_worker(system: System, name: str = "worker") -> Service:
     """Start a matching worker. A second life under the same name takes over the first one's partitions at once."""
     member = "worker-0" if name == "worker" else name
-    return system.start(name, ["services.matching", "worker"], {"VITRINE_WORKER_ID": member})
+    before = system.services.get(name)
+    # Its second life has its metrics page where the first one had it, so that whoever watches it goes on.
+    page = before.metrics.rpartition(":")[2] if before and before.metrics else "0"
+    return system.start(
+        name, ["services.matching", "worker"], {"VITRINE_WORKER_ID": member, "VITRINE_METRICS_PORT": page}
+    )
+
+
+def start_console(up: Running) -> Service:
+    """Start the console over everything that serves now, and wait until it answers."""
+    services = up.system.services
+    addresses = {f"{name}_address": services[name].address for name in ("ann", "matching", "ctr")}
+    pages = ",".join(f"{service.name}=http://{service.metrics}/metrics" for service in services.values())
+    up.system.start("console", ["services.console"], vitrine_settings(metrics_pages=pages, **addresses))
+    return up.system.wait_serving("console")
 
 
 def _make_market(panel: Panel, options: Options, market: Path) -> None:

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from vitrine.cli.progress import stages
 from vitrine.data import beauty, simulator, validate
+from vitrine.data.market import META_FILE
 from vitrine.data.replay import user_events
 from vitrine.data.validate import DataError
 from vitrine.errors import FieldError, NotFoundError, UnavailableError
 from vitrine.placement import qualify
-from vitrine.runtime import logs, topics
+from vitrine.runtime import audit, logs, topics
 from vitrine.runtime.kafka import key_of, parse_url, producer
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ def simulate(
     users: Annotated[int, typer.Option(min=1, help="how many users")] = 5_000,
     ads: Annotated[int, typer.Option(min=1, help="how many ads")] = 2_000,
     seed: Annotated[int, typer.Option(min=0, help="of every draw; the same seed gives the same market")] = 1,
+    once: Annotated[bool, typer.Option("--once", help="leave a market alone that is there already")] = False,
 ) -> None:
     """Write a simulated market of any size.
 
@@ -39,6 +41,9 @@ def simulate(
 
         vitrine data simulate ./market --users 100000 --ads 20000 --seed 7
     """
+    if once and (out / META_FILE).exists():  # written last
+        typer.echo(f"{out} holds a market already")
+        return
     with _told("simulate"), stages(_console, "simulate") as progress:
         simulator.write_market(out, users=users, ads=ads, seed=seed, progress=progress)
 
@@ -85,10 +90,13 @@ def replay(
     folder: Annotated[Path, typer.Argument(help="market folder", exists=True, file_okay=False)],
     kafka_url: Annotated[str, typer.Option(envvar="VITRINE_KAFKA_URL", help="kafka://host:port[,host:port]")],
     namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE", help="prefix of the topic's name")] = "",
+    once: Annotated[
+        bool, typer.Option("--once", help="send nothing where the topic holds as many records already")
+    ] = False,
 ) -> None:
     """Send a market's recorded events through `user-events`: this is how history fills the users' state.
 
-    Sent twice, they count twice.
+    Sent twice, they count twice; with --once a topic that holds fewer records, but some, is refused.
 
     Example:
 
@@ -101,13 +109,23 @@ def replay(
         missing = topic not in {there.name for there in topics.existing(kafka_url, namespace)}
         if missing and not parse_url(kafka_url).memory:  # which makes topics when they are first used
             raise NotFoundError(f"topic {topic} does not exist; `vitrine topics create` makes it")
-        total = _send(folder / "events.parquet", producer(kafka_url), topic)
-    typer.echo(f"{total:,} events in {topic}")
+        file = folder / "events.parquet"
+        total: int = pq.read_metadata(file).num_rows
+        there = topics.records(kafka_url, topic) if once else 0
+        if 0 < there < total:
+            raise FieldError(
+                "--once",
+                f"{topic} holds {there:,} of {total:,} events, nobody knows which, so the others cannot be sent"
+                " without counting some twice; replay into a fresh VITRINE_NAMESPACE",
+            )
+        if there < total:
+            with audit.recorded("data.replay", topic, events=total, folder=str(folder)):
+                _send(file, total, producer(kafka_url), topic)
+    typer.echo(f"{max(there, total):,} events in {topic}")
 
 
-def _send(file: Path, sending: KafkaProducer, topic: str) -> int:
-    """Events sent, every one acknowledged; UnavailableError where some were not."""
-    total: int = pq.read_metadata(file).num_rows
+def _send(file: Path, total: int, sending: KafkaProducer, topic: str) -> None:
+    """Sends a file's `total` events, every one acknowledged; UnavailableError where some were not."""
     lost: list[Exception] = []
     with stages(_console, "replay") as progress:
         for sent, event in enumerate(user_events(file)):
@@ -123,7 +141,6 @@ def _send(file: Path, sending: KafkaProducer, topic: str) -> int:
             f"{len(lost):,} of {total:,} events did not reach {topic} ({lost[0]}); the others would count twice, so"
             " replay into a fresh VITRINE_NAMESPACE"
         )
-    return total
 
 
 @contextmanager

@@ -252,8 +252,7 @@ def _placed_by_librdkafka(kafka_url: str, topic: str, ids: Sequence[int]) -> dic
         if error is None:
             placed[int(message.key())] = message.partition()
 
-    servers = ",".join(parse_url(kafka_url).bootstrap)
-    client = Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random", "log_level": 0})
+    client = Producer({**parse_url(kafka_url).librdkafka(), "partitioner": "murmur2_random", "log_level": 0})
     for id in ids:
         client.produce(topic, key=key_of(id), value=b"", on_delivery=delivered)
     client.flush(30)

@@ -105,6 +105,10 @@ class System:
         process.kill()
         process.wait()
 
+    def end(self, name: str, grace_s: float = 15.0) -> int:
+        """SIGTERM a service and wait for its drain; its exit code. It stays known, and may be started again."""
+        return stop(self.services[name].process, grace_s=grace_s)
+
     def close(self) -> None:
         """Stop services and jobs, the youngest first; what does not end in its grace is killed."""
         self._closed = True

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,30 +75,57 @@ def encode(stored: StoredList) -> bytes:
     return body + _CRC.pack(zlib.crc32(body))
 
 
-def decode(record: bytes) -> StoredList:
-    """Inverse of `encode`; the arrays are views of the record.
+class Header(NamedTuple):
+    """What a record begins with; `entries`, `features` and the versions' lengths say where the columns lie."""
 
-    Raises RecordError where the record is not a stored list, is cut short, or is newer than this reader.
+    magic: bytes
+    schema: int
+    flags: int
+    user_id: int
+    revision: int
+    offset: int
+    append_ms: int
+    floor_ad: int
+    floor_value: float
+    served: int
+    entries: int
+    features: int
+    catalog_bytes: int
+    towers_bytes: int
+
+
+COLUMNS_AT = _HEADER.size
+
+
+def open_record(record: bytes) -> Header:
+    """The record's header, once the whole record is known to be sound.
+
+    Raises RecordError where the record is not a stored list, is cut short or damaged, or is newer than this reader.
     """
     if len(record) < _HEADER.size + _CRC.size or record[:4] != _MAGIC:
         raise RecordError(f"not a stored list: {len(record)} bytes starting with {record[:4]!r}")
-    (
-        _, schema, flags, user_id, revision, offset, append_ms, floor_ad, floor_value, served, n, n_features,
-        n_catalog, n_towers,
-    ) = _HEADER.unpack_from(record)  # fmt: skip
-    if schema != _SCHEMA:
-        raise RecordError(f"stored list of schema {schema}; this reader knows {_SCHEMA}: upgrade it")
-    size = _HEADER.size + 24 * n + 12 * n_features + n_catalog + n_towers + _CRC.size
+    header = Header._make(_HEADER.unpack_from(record))
+    if header.schema != _SCHEMA:
+        raise RecordError(f"stored list of schema {header.schema}; this reader knows {_SCHEMA}: upgrade it")
+    size = _HEADER.size + 24 * header.entries + 12 * header.features
+    size += header.catalog_bytes + header.towers_bytes + _CRC.size
     if len(record) != size or _CRC.unpack_from(record, size - _CRC.size)[0] != zlib.crc32(record[: -_CRC.size]):
         raise RecordError(f"stored list is damaged: {len(record)} bytes of {size}, or a wrong checksum")
-    at = _HEADER.size
+    return header
+
+
+def decode(record: bytes) -> StoredList:
+    """Inverse of `encode`; the arrays are views of the record. Raises RecordError as `open_record` does."""
+    header = open_record(record)
+    n, n_features = header.entries, header.features
+    at = COLUMNS_AT
     ids = np.frombuffer(record, "<u8", 2 * n + n_features, at)
     at += ids.nbytes
     numbers = np.frombuffer(record, "<f4", 2 * n + n_features, at)
     at += numbers.nbytes
-    catalog, towers = record[at : at + n_catalog], record[at + n_catalog : -_CRC.size]
+    catalog, towers = record[at : at + header.catalog_bytes], record[at + header.catalog_bytes : -_CRC.size]
     return StoredList(
-        user_id, ids[:n], numbers[:n], ids[n : 2 * n], numbers[n : 2 * n], ids[2 * n :], numbers[2 * n :],
-        served, bool(flags & _COMPLETE), floor_value, floor_ad, catalog.decode(), towers.decode(),
-        revision, offset, append_ms,
+        header.user_id, ids[:n], numbers[:n], ids[n : 2 * n], numbers[n : 2 * n], ids[2 * n :], numbers[2 * n :],
+        header.served, bool(header.flags & _COMPLETE), header.floor_value, header.floor_ad, catalog.decode(),
+        towers.decode(), header.revision, header.offset, header.append_ms,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from redis import exceptions
 
 from vitrine import placement
 from vitrine.errors import UnavailableError
+from vitrine.matching.fetch import Fetcher
 
 # One pipeline's share of a batch: bounds the bytes in flight, and lets a worker's other threads in between.
 BUCKETS_A_PIPELINE = 32
@@ -92,6 +93,7 @@ class Store:
 
     def __init__(self, client: redis.Redis, namespace: str = "") -> None:
         self._client = client
+        self._fetcher = Fetcher(client)
         self._prefix = placement.qualify(namespace, "m")
         self._sha = ""
 
@@ -138,8 +140,7 @@ class Store:
     def read_list(self, user_id: int) -> bytes | None:
         """A user's list, by one GET: all that GetMatches reads."""
         with _answering():
-            found: Any = self._client.get(self._list_key(placement.bucket_of(user_id), user_id))
-        return None if found is None else bytes(found)
+            return self._fetcher.get(self._list_key(placement.bucket_of(user_id), user_id))
 
     def read_user(self, user_id: int) -> tuple[bytes | None, bytes | None]:
         """(state, list) of a user, in one round trip and as of one write."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     FencedInstanceIdError,
@@ -27,7 +28,9 @@ from kafka.errors import (
 )
 
 from vitrine.errors import UnavailableError
-from vitrine.runtime.kafka import answering, log_lost, parse_url, partition_count
+from vitrine.runtime.backlog import Backlog
+from vitrine.runtime.kafka import admin, answering, log_lost, parse_url, partition_count
+from vitrine.runtime.readings import kafka_contact, plain_topic
 from vitrine.runtime.redis import AWAY
 
 _log = structlog.get_logger(__name__)
@@ -126,7 +129,7 @@ class ConsumerLoop:
         self._unplaced: set[int] = set()  # owned, but the handler has not said yet from where
         self._told: set[int] = set()  # owned, and the handler knows: `assigned` was called
         self._commits: dict[int, int] = {}
-        self._lag: dict[int, int] = {}
+        self.backlog = Backlog()
         self._contact = time.monotonic()
 
     # What others ask, from any thread.
@@ -159,14 +162,15 @@ class ConsumerLoop:
         return time.monotonic() - self._contact
 
     def lag(self) -> dict[int, int]:
-        """Records not yet read, by partition, about a second old."""
-        return dict(self._lag)
+        """Records not yet applied, by partition, about a second old."""
+        return self.backlog.records()
 
     # What the handler may call from its methods.
 
     def seek(self, partition: int, offset: int) -> None:
         """The next record of `partition` to hand over is `offset`."""
         self._client().seek(self._place(partition), offset)
+        self.backlog.placed(partition, offset)
 
     def commit(self, offsets: Mapping[int, int]) -> None:
         """The next offsets of these partitions, for lag monitors; told to Kafka about once a second."""
@@ -182,6 +186,7 @@ class ConsumerLoop:
         whatever the handler raises. A broker lost on the way is waited for.
         """
         consumer = self._connect()
+        kafka_contact.add(self._read_contact)
         try:
             next_idle = time.monotonic()
             while not self._stop.is_set():
@@ -193,7 +198,7 @@ class ConsumerLoop:
                     if self._unplaced and not self._asked_to_pause and self._may_ask(next_idle):
                         self._ask_where(consumer)
                     if records:
-                        self._handler.batch(records)
+                        self._hand_over(records)
                     if time.monotonic() >= next_idle and not self._waiting:
                         self._handler.idle()
                 except _NOT_NOW as error:
@@ -202,13 +207,38 @@ class ConsumerLoop:
                     self._send_commits(consumer)
                     self._measure(consumer)
                     next_idle = time.monotonic() + self._idle_s
+            self._leave(consumer)
         except FencedInstanceIdError as error:
             raise MemberTakenError(
                 f"another live process is member {self._member!r} of group {self.group}: give each its own name"
             ) from error
         finally:
             self._consumer = None
+            kafka_contact.remove(self._read_contact)
             consumer.close(autocommit=False, timeout_ms=2_000)
+
+    def _hand_over(self, records: dict[int, list[Record]]) -> None:
+        for partition, batch in records.items():
+            self.backlog.offered(partition, batch[0].timestamp, batch[-1].offset + 1)
+        self._handler.batch(records)
+        for partition, batch in records.items():
+            self.backlog.applied(partition, batch[-1].timestamp, batch[-1].offset + 1)
+
+    def _leave(self, consumer: KafkaConsumer) -> None:
+        """Out of the group after an orderly stop, so that the others have the partitions at once.
+
+        kafka-python leaves for members without a name alone. By the member's id as well as its name, lest a process
+        that has taken the name over is thrown out.
+        """
+        if not self._member or self._config.memory:
+            return
+        try:
+            with admin(self._url, timeout_s=2.0) as client:
+                client.remove_group_members(
+                    self.group, [MemberToRemove(consumer.group_metadata().member_id, self._member)]
+                )
+        except (KafkaError, UnavailableError) as error:
+            _log.warning("the group was not left; others wait for the session's end", reason=str(error))
 
     def _connect(self) -> KafkaConsumer:
         with answering(self._url):
@@ -257,6 +287,7 @@ class ConsumerLoop:
         self._told -= partitions
         for partition in partitions:
             self._commits.pop(partition, None)
+        self.backlog.gone(partitions)
         if told:
             self._handler.revoked(sorted(told))
 
@@ -270,6 +301,7 @@ class ConsumerLoop:
         for partition in asked:
             consumer.seek(self._place(partition), offsets[partition])
             self._commits[partition] = offsets[partition]
+            self.backlog.placed(partition, offsets[partition])
         self._unplaced -= set(asked)
         if self._waiting:
             self._waiting = False
@@ -300,15 +332,18 @@ class ConsumerLoop:
     def _measure(self, consumer: KafkaConsumer) -> None:
         """One small question to the broker: proves contact and tells the lag."""
         asked = sorted(self._owned) or [0]
+        asked_at = time.time()
         try:
             ends = consumer.end_offsets([self._place(p) for p in asked], timeout_ms=1_000)
-            self._lag = {
-                p: max(0, ends[self._place(p)] - consumer.position(self._place(p), timeout_ms=0))
-                for p in self.partitions
-            }
+            for p in self.partitions:
+                self.backlog.passed(p, consumer.position(self._place(p), timeout_ms=0) or 0)
         except KafkaError:
             return  # seconds_since_contact grows, and health speaks of it
+        self.backlog.ends({place.partition: end for place, end in ends.items()}, asked_at)
         self._contact = time.monotonic()
+
+    def _read_contact(self) -> dict[str, float]:
+        return {plain_topic(self.topic): self.seconds_since_contact}
 
     def _place(self, partition: int) -> TopicPartition:
         return TopicPartition(self.topic, partition)

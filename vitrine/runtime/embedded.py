@@ -17,6 +17,7 @@ from typing import Any, Self
 import structlog
 
 from vitrine.runtime.local_servers import Kafka, Server, Valkey, java
+from vitrine.runtime.redact import redact_url
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +74,7 @@ class EmbeddedStack:
             self.stop()
             raise
         self.notice = self._describe(missing)
-        _log.info("stack", notice=self.notice, kafka=self.kafka_url, redis=self.redis_url)
+        _log.info("stack", notice=self.notice, kafka=redact_url(self.kafka_url), redis=redact_url(self.redis_url))
         return self
 
     def stop(self) -> None:

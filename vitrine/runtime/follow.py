@@ -65,6 +65,7 @@ class Followed(Generic[Served]):
         trainer: str,
     ) -> None:
         self.name = name
+        refused.labels(name)  # shown from 0 on, so that the first one is an increase
         self._trainer = trainer
         self._refusal = ""
         self._served: Served | None = None

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from vitrine.runtime.settings import Settings
+from vitrine.runtime.tls import ServerTls
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIApplication
@@ -21,8 +22,8 @@ class HttpFront:
 
         self._settings = settings
         # No log set-up of uvicorn's own: what it says comes as JSON lines like the rest.
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False)
-        self._server = uvicorn.Server(config)
+        self._config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False)
+        self._server = uvicorn.Server(self._config)
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
@@ -31,8 +32,10 @@ class HttpFront:
         """Requests being handled now."""
         return len(self._server.server_state.tasks)
 
-    def bind(self) -> int:
+    def bind(self, tls: ServerTls | None) -> int:
         """Listens and returns the port; raises OSError where it is taken."""
+        if tls is not None:
+            self._config.ssl_context_factory = lambda _, __: tls.context()
         settings = self._settings
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -40,7 +43,7 @@ class HttpFront:
         self._socket = socket.socket(family, kind, protocol)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(address)
-        self._socket.listen(self._server.config.backlog)
+        self._socket.listen(self._config.backlog)
         return int(self._socket.getsockname()[1])
 
     def start(self) -> None:
@@ -49,7 +52,7 @@ class HttpFront:
 
     def stop(self, grace_s: float) -> None:
         """No new requests; returns once those in flight have ended, after about `grace_s` at the latest."""
-        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
+        self._config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
         self._thread.join(grace_s + 5)
 

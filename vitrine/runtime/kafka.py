@@ -1,61 +1,40 @@
 """Kafka by URL: clients with this system's settings, and the few questions asked of a cluster.
 
-A URL is `kafka://host:port[,host:port]`, or `memory://host:port` for the in-memory broker of the embedded
-stack, which speaks an older protocol and cannot create topics. Records are read by `consume.ConsumerLoop` and
-`tail.Tail`; docs/streaming.md tells the whole story.
+`kafka_url.py` has the URL's forms. The in-memory broker of the embedded stack speaks an older protocol and cannot
+create topics. Records are read by `consume.ConsumerLoop` and `tail.Tail`; docs/streaming.md tells the whole story.
 """
 
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
+from vitrine import trace_context
 from vitrine.api.events.v1 import events_pb2
-from vitrine.errors import FieldError, NotFoundError, UnavailableError
+from vitrine.errors import NotFoundError, UnavailableError
+from vitrine.runtime.kafka_url import ClientConfig, parse_url
+from vitrine.runtime.redact import redact_url
 
-# Back to a restarted broker within a second; kafka-python's default waits up to thirty.
-_RECONNECT_MAX_MS = 1_000
+__all__ = [
+    "ClientConfig",
+    "DeadLetters",
+    "LogLostError",
+    "admin",
+    "answering",
+    "cluster_id",
+    "key_of",
+    "log_lost",
+    "parse_url",
+    "partition_count",
+    "producer",
+    "wait_ready",
+]
+
 # Of a key, and of a value: a letter must fit wherever its record did, compressed as that may have been.
 _DEAD_LETTER_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ClientConfig:
-    """Where a cluster is; `kwargs()` is what every kafka-python client is given.
-
-    bootstrap: "host:port" of one broker or more
-    memory:    the in-memory broker of the embedded stack
-    """
-
-    bootstrap: tuple[str, ...]
-    memory: bool
-
-    def kwargs(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "bootstrap_servers": list(self.bootstrap),
-            "reconnect_backoff_max_ms": _RECONNECT_MAX_MS,
-            "metrics_enabled": False,
-        }
-        if self.memory:
-            settings["api_version"] = (2, 3)
-        return settings
-
-
-def parse_url(url: str) -> ClientConfig:
-    """Raises FieldError("kafka_url") where `url` is not a Kafka URL."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in ("kafka", "memory"):
-        raise FieldError("kafka_url", f"{url!r} is not a Kafka URL; write kafka://host:port[,host:port]")
-    servers = tuple(server.strip() for server in rest.rstrip("/").split(","))
-    for server in servers:
-        host, colon, port = server.rpartition(":")
-        if not host or not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-            raise FieldError("kafka_url", f"{server!r} in {url!r} is not host:port")
-    return ClientConfig(servers, memory=scheme == "memory")
 
 
 def key_of(id: int) -> bytes:
@@ -94,7 +73,7 @@ def answering(url: str) -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError) as error:
-        raise UnavailableError(f"Kafka does not answer at {url}: {error}") from error
+        raise UnavailableError(f"Kafka does not answer at {redact_url(url)}: {error}") from error
 
 
 def wait_ready(url: str, *, timeout_s: float = 30.0) -> None:
@@ -107,7 +86,9 @@ def wait_ready(url: str, *, timeout_s: float = 30.0) -> None:
                 return
         except (UnavailableError, KafkaError) as error:
             if time.monotonic() >= deadline:
-                raise UnavailableError(f"Kafka at {url} was not ready after {timeout_s:.0f} s: {error}") from error
+                raise UnavailableError(
+                    f"Kafka at {redact_url(url)} was not ready after {timeout_s:.0f} s: {error}"
+                ) from error
             time.sleep(0.1)
 
 
@@ -116,7 +97,7 @@ def cluster_id(url: str, *, timeout_s: float = 10.0) -> str:
     with admin(url, timeout_s=timeout_s) as client, answering(url):
         found = client.describe_cluster()["cluster_id"]
     if not found:
-        raise UnavailableError(f"the cluster at {url} has no id")
+        raise UnavailableError(f"the cluster at {redact_url(url)} has no id")
     return str(found)
 
 
@@ -196,7 +177,10 @@ class DeadLetters:
         )
         try:
             self._producer.send(
-                self._topic, key=f"{topic}/{partition}/{offset}".encode(), value=letter.SerializeToString()
+                self._topic,
+                key=f"{topic}/{partition}/{offset}".encode(),
+                value=letter.SerializeToString(),
+                headers=trace_context.headers(),
             ).get(timeout=self._timeout_s)
         except KafkaError as error:
             raise UnavailableError(f"a dead letter could not be written to {self._topic}: {error}") from error

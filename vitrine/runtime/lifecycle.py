@@ -14,9 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from vitrine.runtime import logs, metrics
+from vitrine.runtime import logs, metrics, tls, tracing
+from vitrine.runtime.callers import Callers
 from vitrine.runtime.health import Check, Health, HealthServer
-from vitrine.runtime.settings import Settings
+from vitrine.runtime.settings import Settings, named
+from vitrine.runtime.tls import ServerTls
 
 _log = logs.get_logger(__name__)
 
@@ -32,7 +34,7 @@ class Front(Protocol):
     def in_flight(self) -> int:
         """Calls being handled now."""
 
-    def bind(self) -> int:
+    def bind(self, tls: ServerTls | None) -> int:
         """Listens and returns the port, without answering yet; raises OSError or RuntimeError where it cannot."""
 
     def start(self) -> None:
@@ -58,16 +60,26 @@ class Lifecycle:
         ready: Check | Mapping[str, Check] | None = None,
         degraded: Mapping[str, Check] | None = None,
         on_drain: Sequence[Callable[[], None]] = (),
+        callers: Callers | None = None,
     ) -> None:
         """
         service:  short name, in logs and in the announcement: "ctr".
         ready:    readiness checks by name (or one); the process says NOT_SERVING until all pass.
         degraded: conditions shown while it serves on, by reason.
         on_drain: called in order once the calls in flight have ended, or where the process could not start.
+        callers:  those that the front asks who may call; health shows a file of them that is refused.
         """
+        tracing.setup(settings.otlp_endpoint, settings.trace_ratio, service, settings.namespace)
         self._settings = settings
         self._service = service
         self._front = front
+        self._tls = certificates = tls.of_settings(settings)
+        self._callers = callers
+        degraded = dict(degraded or {})
+        if certificates is not None:
+            degraded["certificates"] = lambda: certificates.refusal
+        if callers is not None:
+            degraded["callers"] = lambda: callers.refusal
         self._on_drain = list(on_drain)
         self._stops: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._metrics: metrics.MetricsServer | None = None
@@ -85,7 +97,7 @@ class Lifecycle:
     def start(self) -> None:
         """Binds, serves and announces the addresses; raises StartError where a port is taken."""
         settings, host = self._settings, self._settings.host
-        self.address = self._listen("port", settings.port, self._front.bind)
+        self.address = self._listen("port", settings.port, lambda: self._front.bind(self._tls))
         self.health_address = self._listen(
             "health_port", settings.health_port, lambda: self._health_server.bind(host, settings.health_port)
         )
@@ -126,6 +138,9 @@ class Lifecycle:
         self._health_server.stop()
         if self._metrics is not None:
             self._metrics.close()
+        for files in (self._tls, self._callers):
+            if files is not None:
+                files.close()
         if settings.address_file is not None:
             settings.address_file.unlink(missing_ok=True)
         abandoned = self.in_flight
@@ -145,7 +160,7 @@ class Lifecycle:
 
     def _start_metrics(self) -> int:
         settings = self._settings
-        self._metrics = metrics.MetricsServer(settings.host, settings.metrics_port, settings.namespace)
+        self._metrics = metrics.MetricsServer(settings.host, settings.metrics_port, settings.namespace, self._tls)
         return self._metrics.port
 
     def _end_parts(self) -> int:
@@ -156,6 +171,7 @@ class Lifecycle:
             except Exception:
                 _log.exception("a drain step failed")
                 status = 1
+        tracing.close()
         return status
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
@@ -201,9 +217,8 @@ def try_to_bind(host: str, port: int) -> None:
 
 
 def _cannot_listen(host: str, field: str, port: int, error: Exception) -> str:
-    flag, variable = "--" + field.replace("_", "-"), "VITRINE_" + field.upper()
     why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return f"cannot listen on {host}:{port} ({why}); give another {flag} (or {variable}), or 0 for a free one"
+    return f"cannot listen on {host}:{port} ({why}); give another {named(field)}, or 0 for a free one"
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from vitrine.runtime.settings import redact_url
+from vitrine import trace_context
+from vitrine.runtime.redact import redact
 
 _FIRST = ("time", "level", "service", "event")
 # Libraries that say at INFO what matters only to someone debugging them.
@@ -25,8 +26,9 @@ def setup(level: str = "info", service: str = "", stream: TextIO | None = None) 
 
     def finish(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event["service"] = service
+        event.update(trace_context.ids())
         ordered = {key: event.pop(key) for key in _FIRST if key in event} | dict(event)
-        return {key: redact_url(value) if isinstance(value, str) else value for key, value in ordered.items()}
+        return {key: redact(value) for key, value in ordered.items()}
 
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -43,7 +45,7 @@ def setup(level: str = "info", service: str = "", stream: TextIO | None = None) 
             structlog.processors.JSONRenderer(default=str),
         ],
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(stream) if stream else _ToStderr()
     handler.setFormatter(renderer)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -61,6 +63,14 @@ def setup(level: str = "info", service: str = "", stream: TextIO | None = None) 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at that moment: a test, or a library, may have put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def get_logger(name: str = "vitrine", **context: Any) -> structlog.stdlib.BoundLogger:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
-from wsgiref.simple_server import WSGIServer
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,9 +16,13 @@ from prometheus_client import (
     Metric,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
+    make_wsgi_app,
 )
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from vitrine.runtime.tls import ServerTls
 
 # Domain metrics register here as well: Counter("vitrine_...", "...", registry=REGISTRY).
 REGISTRY = CollectorRegistry()
@@ -69,18 +75,42 @@ def artifact_served(name: str, version: str) -> None:
 class MetricsServer:
     """The Prometheus page of this process, on a thread of its own."""
 
-    def __init__(self, host: str, port: int, namespace: str = "") -> None:
+    def __init__(self, host: str, port: int, namespace: str = "", tls: ServerTls | None = None) -> None:
         """Listens at once; port 0 takes a free one. Raises OSError where the port is in use."""
         page = CollectorRegistry(auto_describe=False)
         page.register(_WithNamespace(namespace))
-        self._server: WSGIServer
-        self._server, self._thread = start_http_server(port, host, registry=page)
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        kind = _PageServer6 if family == socket.AF_INET6 else _PageServer
+        self._server = make_server(host, port, make_wsgi_app(page), kind, handler_class=_PageRequest)
+        if tls is not None:
+            # The handshake is the request's thread's: a caller who sends nothing holds up nobody else.
+            self._server.socket = tls.context().wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port: int = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _PageServer(ThreadingWSGIServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller who hangs up, or speaks no TLS, is no error of this process."""
+
+
+class _PageServer6(_PageServer):
+    address_family = socket.AF_INET6
+
+
+class _PageRequest(WSGIRequestHandler):
+    timeout = 10  # seconds of silence, after which the connection and its thread end
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not news."""
 
 
 class _WithNamespace(Collector):

@@ -1,29 +1,36 @@
 """A Redis (or Valkey) client with bounds on every wait; every process that needs one gets it here."""
 
+import ssl
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from vitrine.errors import FieldError, UnavailableError
-from vitrine.runtime.settings import redact_url
+from vitrine.runtime.redact import redact_url
 
 # What redis-py raises while the server is away, starting (BusyLoadingError) or too slow.
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 AWAY: tuple[type[redis.RedisError], ...] = (redis.ConnectionError, redis.TimeoutError)
 
 
 def connect(
     url: str, *, timeout_s: float = 2.0, connect_timeout_s: float = 1.0, retries: int = 1, max_connections: int = 64
 ) -> "redis.Redis":
-    """A thread-safe client of `redis://[user:password@]host:port[/db]` (or rediss://, unix://); bytes in and out.
+    """A thread-safe client of `redis://[user:password@]host:port[/db]`, rediss:// (TLS), unix://; bytes in and out.
+
+    rediss:// takes ?ssl_ca_certs=PATH, else the system's CAs are trusted, and &ssl_certfile=PATH&ssl_keyfile=PATH,
+    the client's own certificate. The server's certificate and name are always verified.
 
     Connects when first used. A broken connection is retried `retries` times, which a server's restart needs; a
     command that got no answer in `timeout_s` is not, since it may have been carried out. Raises
     FieldError("redis_url").
     """
-    if url.split("://", 1)[0] not in ("redis", "rediss", "unix"):
-        raise FieldError("redis_url", f"{redact_url(url)!r} is not a Redis URL; write redis://host:port")
+    check_url(url)
     try:
         return redis.Redis.from_url(
             url,
@@ -35,7 +42,56 @@ def connect(
             retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), retries, supported_errors=(redis.ConnectionError,)),
         )
     except ValueError as error:
-        raise FieldError("redis_url", f"{redact_url(url)!r}: {error}") from error
+        raise _wrong(url, "the parameters are not as redis-py takes them") from error
+
+
+def check_url(url: str) -> None:
+    """Raises FieldError("redis_url") naming the part or parameter that is wrong, and what would be right."""
+    scheme = url.split("://", 1)[0]
+    if scheme not in ("redis", "rediss", "unix"):
+        raise FieldError("redis_url", f"{redact_url(url)!r} is not a Redis URL; write redis://host:port")
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.hostname or scheme == "unix") and parts.port != 0
+    except ValueError:  # its message may hold a piece of the password
+        whole = False
+    if not whole or "@" in parts.path + parts.query + parts.fragment:
+        raise _wrong(url, "no host:port; percent-encode what is special in user and password")
+    given = parse_qs(parts.query, keep_blank_values=True)
+    for name, values in given.items():
+        if name not in (*_FILES, "db"):
+            raise _wrong(url, f"{name}: unknown; parameters are {', '.join(_FILES)} and db")
+        if len(values) > 1 or not values[0]:
+            raise _wrong(url, f"{name}: give one value")
+        if name in _FILES and scheme != "rediss":
+            raise _wrong(url, f"{name}: is for TLS; write rediss://")
+    if ("ssl_certfile" in given) != ("ssl_keyfile" in given):
+        raise _wrong(url, "ssl_certfile, ssl_keyfile: give both, or neither")
+    _check_files(url, {name: given[name][0] for name in _FILES if name in given})
+
+
+def _check_files(url: str, files: Mapping[str, str]) -> None:
+    """Raises FieldError where a file cannot be used; redis-py would only say that the server is away."""
+    for name, path in files.items():
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            raise _wrong(url, f"{name}: {path} cannot be read ({error.strerror})") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if "ssl_ca_certs" in files:
+            context.load_verify_locations(files["ssl_ca_certs"])
+    except ssl.SSLError as error:
+        raise _wrong(url, f"ssl_ca_certs: {files['ssl_ca_certs']} holds no PEM certificate") from error
+    try:
+        if "ssl_certfile" in files:
+            context.load_cert_chain(files["ssl_certfile"], files["ssl_keyfile"], password="")
+    except ssl.SSLError as error:
+        raise _wrong(url, "ssl_certfile, ssl_keyfile: are not a pair of PEM files") from error
+
+
+def _wrong(url: str, message: str) -> FieldError:
+    return FieldError("redis_url", f"{redact_url(url)!r}: {message}")
 
 
 def wait_ready(client: "redis.Redis", *, timeout_s: float = 30.0) -> None:

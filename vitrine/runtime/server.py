@@ -11,11 +11,12 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from vitrine.runtime import lifecycle, logs
+from vitrine.runtime import callers, lifecycle, logs
 from vitrine.runtime.health import Check
 from vitrine.runtime.interceptor import CallInterceptor
 from vitrine.runtime.lifecycle import StartError
 from vitrine.runtime.settings import Settings
+from vitrine.runtime.tls import ServerTls
 
 __all__ = ["Process", "StartError", "serve"]
 
@@ -45,8 +46,9 @@ class Process(lifecycle.Lifecycle):
         The others as in `Lifecycle`.
         """
         logs.setup(settings.log_level, service)
-        front = _GrpcFront(settings)
-        super().__init__(settings, service, front, ready=ready, degraded=degraded, on_drain=on_drain)
+        who = callers.of_settings(settings)
+        front = _GrpcFront(settings, CallInterceptor(who))
+        super().__init__(settings, service, front, ready=ready, degraded=degraded, on_drain=on_drain, callers=who)
         self.server = front.server
         names = _Names(self.server)
         if register is not None:
@@ -77,12 +79,12 @@ def serve(
 class _GrpcFront:
     """The gRPC server as a process's front."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, calls: CallInterceptor) -> None:
         self._settings = settings
-        self._calls = CallInterceptor()
+        self._calls = calls
         self.server = grpc.server(
             ThreadPoolExecutor(settings.max_workers, thread_name_prefix="rpc"),
-            interceptors=[self._calls],
+            interceptors=[calls],
             options=_channel_options(settings),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         )
@@ -91,9 +93,11 @@ class _GrpcFront:
     def in_flight(self) -> int:
         return self._calls.in_flight
 
-    def bind(self) -> int:
-        settings = self._settings
-        return self.server.add_insecure_port(f"{lifecycle.bracketed(settings.host)}:{settings.port}")
+    def bind(self, tls: ServerTls | None) -> int:
+        where = f"{lifecycle.bracketed(self._settings.host)}:{self._settings.port}"
+        if tls is None:
+            return self.server.add_insecure_port(where)
+        return self.server.add_secure_port(where, tls.grpc_credentials())
 
     def start(self) -> None:
         self.server.start()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from vitrine.errors import FieldError
+from vitrine.runtime.kafka_url import parse_url as parse_kafka_url
+from vitrine.runtime.redact import redact_url
+
+__all__ = ["ENV_PREFIX", "NAMESPACE", "Settings", "load", "redact_url"]
 
 ENV_PREFIX = "VITRINE_"
 
 NAMESPACE = re.compile(r"[A-Za-z0-9_-]{0,64}")
-_PASSWORD = re.compile(r"(://[^:@/\s]*:)\S*(?=@)")
-_PASSWORD_PARAMETER = re.compile(r"([?&;][\w.]*password=)[^&;\s]*", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -29,9 +33,9 @@ class Settings(BaseSettings):
 
     namespace: str = Field("", description="Prefix of topics, keys and artifacts; a label on metrics.")
     store: str = Field("", description="Artifact store: a folder or an fsspec URL such as s3://bucket/vitrine.")
-    kafka_url: str = Field("", description="Kafka: kafka://host:port[,host:port].")
+    kafka_url: str = Field("", description="Kafka: kafka[s]://[user:password@]host:port[,...][?sasl=...].")
     kafka_home: str = Field("", description="Folder of an unpacked Kafka release, for the embedded stack.")
-    redis_url: str = Field("", description="Redis or Valkey: redis://[user:password@]host:port[/db].")
+    redis_url: str = Field("", description="Redis or Valkey: redis[s]://[user:password@]host:port[/db].")
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(0, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
@@ -63,6 +67,50 @@ class Settings(BaseSettings):
         if not NAMESPACE.fullmatch(value):
             raise ValueError("should be at most 64 letters, digits, '-' and '_'")
         return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/\s]+/?|file:///.+", value):
+            raise ValueError(
+                "should be http://host:4317, https://host:4317 or file:///path, or empty for no traces"
+            )
+        return value
+
+    @field_validator("kafka_url")
+    @classmethod
+    def _kafka_can_be_reached_so(cls, value: str) -> str:
+        if value:
+            _of_field(parse_kafka_url, value)
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_can_be_reached_so(cls, value: str) -> str:
+        if value:
+            from vitrine.runtime import redis  # which not every process needs
+
+            _of_field(redis.check_url, value)
+        return value
+
+    @model_validator(mode="after")
+    def _files_can_be_used(self) -> Self:
+        """Before a model is loaded for nothing."""
+        if self.tls_cert or self.tls_key or self.tls_client_ca:
+            from vitrine.runtime import tls
+
+            try:
+                tls.check(self.tls_cert, self.tls_key, self.tls_client_ca)
+            except tls.TlsError as error:
+                raise ValueError(f"{named(error.field)}: {error}") from error
+        if self.callers:
+            from vitrine.runtime import callers, files
+
+            try:
+                callers.check(self.callers)
+            except files.FileError as error:
+                raise ValueError(f"{named('callers')}: {error}") from error
+        return self
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Fields for `repr` and `str`, passwords left out."""
@@ -98,9 +146,17 @@ def load(cls: type[S], argv: Sequence[str] | None = None, prog: str | None = Non
         _refuse(name, [f"{redact_url(str(error)).removeprefix('error parsing CLI: ')}; see --help"])
 
 
-def redact_url(text: str) -> str:
-    """`text` with the password of every URL in it replaced by ***; safe to log and to print."""
-    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***", text))
+def named(field: str) -> str:
+    """How a user can set `field`: "--tls-key (or VITRINE_TLS_KEY)"."""
+    return f"--{field.replace('_', '-')} (or {ENV_PREFIX}{field.upper()})"
+
+
+def _of_field(check: Callable[[str], object], value: str) -> None:
+    """`check`, whose FieldError is about the field being validated, so that its name need not be said again."""
+    try:
+        check(value)
+    except FieldError as error:
+        raise ValueError(error.message) from error
 
 
 def _explain(cls: type[Settings], details: Any, flags: Sequence[str]) -> str:
@@ -111,11 +167,12 @@ def _explain(cls: type[Settings], details: Any, flags: Sequence[str]) -> str:
     field = str(details["loc"][0])
     flag, variable = "--" + field.replace("_", "-"), ENV_PREFIX + field.upper()
     if details["type"] == "missing":
-        return f"{flag} (or {variable}) is required: {cls.model_fields[field].description or field}"
+        return f"{named(field)} is required: {cls.model_fields[field].description or field}"
     given = {part.split("=", 1)[0] for part in flags}
     by_flag = not given.isdisjoint({flag, "--no-" + flag[2:]}) or variable not in os.environ
     message = message.replace("Input should", "should").split(", unable to ", 1)[0]
-    return f"{flag if by_flag else variable}: {message}, not '{redact_url(str(details['input']))}'"
+    shown = f"'{redact_url(str(details['input']))}'"
+    return f"{flag if by_flag else variable}: {message}" + (f", not {shown}" if shown not in message else "")
 
 
 def _refuse(name: str, lines: Sequence[str]) -> NoReturn:

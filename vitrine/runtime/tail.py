@@ -11,6 +11,7 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.runtime.kafka import answering, log_lost, parse_url, partition_count
+from vitrine.runtime.readings import kafka_contact, plain_topic, tail_lag, tail_skipped
 
 _log = structlog.get_logger(__name__)
 
@@ -39,8 +40,17 @@ class Tail:
         self._url = url
         self._apply = apply
         self._position = from_offset
+        self._end: int | None = None
         self._contact: float | None = None
         self._closing = threading.Event()
+        label = plain_topic(topic)
+        self._readings = (
+            (kafka_contact, lambda: {label: self.seconds_since_contact}),
+            (tail_lag, lambda: {label: float(self.unread)}),
+            (tail_skipped, lambda: {label: float(self.skipped)}),
+        )
+        for metric, read in self._readings:
+            metric.add(read)
         self._thread = threading.Thread(target=self._run, name=f"tail {topic}", daemon=True)
         self._thread.start()
 
@@ -48,6 +58,11 @@ class Tail:
     def position(self) -> int:
         """The next offset: everything below it is applied."""
         return self._position
+
+    @property
+    def unread(self) -> int:
+        """Offsets between the position and the log's end, as last heard; 0 before the end is known."""
+        return 0 if self._end is None else max(0, self._end - self._position)
 
     @property
     def seconds_since_contact(self) -> float:
@@ -69,6 +84,8 @@ class Tail:
         """Ends the thread and waits for it."""
         self._closing.set()
         self._thread.join()
+        for metric, read in self._readings:
+            metric.remove(read)
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -108,9 +125,9 @@ class Tail:
         ask_at = 0.0
         while not self._closing.is_set():
             if time.monotonic() >= ask_at:
-                end = self._end(consumer, place)
+                self._ask_end(consumer, place)
                 if target is None:
-                    target = end
+                    target = self._end
                 ask_at = time.monotonic() + _CONTACT_S
             try:
                 polled = consumer.poll(timeout_ms=100)
@@ -124,13 +141,12 @@ class Tail:
             if target is not None and self._position >= target:
                 self.caught_up.set()
 
-    def _end(self, consumer: KafkaConsumer, place: TopicPartition) -> int | None:
+    def _ask_end(self, consumer: KafkaConsumer, place: TopicPartition) -> None:
         try:
-            end: int = consumer.end_offsets([place], timeout_ms=1_000)[place]
+            self._end = consumer.end_offsets([place], timeout_ms=1_000)[place]
         except KafkaError:
-            return None  # seconds_since_contact grows, and health speaks of it
+            return  # seconds_since_contact grows, and health speaks of it
         self._contact = time.monotonic()
-        return end
 
     def _take(self, offset: int, key: bytes | None, value: bytes | None) -> None:
         try:

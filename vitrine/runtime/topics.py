@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError, for_code
 
 from vitrine.errors import FieldError, UnavailableError
 from vitrine.placement import BUCKETS, qualify
-from vitrine.runtime.kafka import admin, parse_url
+from vitrine.runtime import audit
+from vitrine.runtime.kafka import admin, answering, parse_url
+from vitrine.runtime.redact import redact_url
 from vitrine.runtime.settings import NAMESPACE
 
 USER_EVENTS = "user-events"
@@ -97,9 +99,11 @@ def create(
             missing = [topic for topic in topics if topic.name not in there]
             if missing:
                 extra = {} if retention_ms is None else {topics[0].name: {"retention.ms": str(retention_ms)}}
-                _make(client, missing, replication, extra, int(timeout_s * 1000))
+                names = " ".join(topic.name for topic in missing)
+                with audit.recorded("topics.create", names, partitions=partitions, replication=replication):
+                    _make(client, missing, replication, extra, int(timeout_s * 1000))
         except KafkaError as error:
-            raise UnavailableError(f"Kafka at {url} did not make the topics: {error}") from error
+            raise UnavailableError(f"Kafka at {redact_url(url)} did not make the topics: {error}") from error
     return Created(
         [topic.name for topic in missing],
         [topic.name for topic in kept],
@@ -114,7 +118,21 @@ def existing(url: str, namespace: str) -> list[Topic]:
         try:
             return _describe(client, names, with_settings=not parse_url(url).memory)
         except KafkaError as error:
-            raise UnavailableError(f"Kafka at {url} did not describe its topics: {error}") from error
+            raise UnavailableError(f"Kafka at {redact_url(url)} did not describe its topics: {error}") from error
+
+
+def records(url: str, topic: str) -> int:
+    """Records ever appended to a topic; 0 where it does not exist, as on the in-memory broker before the first.
+
+    Raises UnavailableError where the cluster does not answer.
+    """
+    with answering(url):
+        consumer = KafkaConsumer(**parse_url(url).kwargs(), enable_auto_commit=False)
+    try:
+        places = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+        return sum(consumer.end_offsets(places).values()) if places else 0
+    finally:
+        consumer.close()
 
 
 def _make(

@@ -1,4 +1,4 @@
-"""Traces, where an endpoint is set: server spans, context in Kafka headers, spans of one's own.
+"""Traces, where an endpoint is set: server spans, spans of one's own, and the contexts that records carry.
 
 Without an endpoint nothing of OpenTelemetry is imported and every function here returns at once; with one,
 `otel.py` does the work (docs/observability.md, "Traces").
@@ -10,11 +10,9 @@ import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from prometheus_client import Counter
 
-from vitrine import trace_context
 from vitrine.runtime import logs, metrics
 
 if TYPE_CHECKING:
@@ -34,16 +32,6 @@ export_failures = Counter(
 _tracing: Tracing | None = None
 
 
-def check_endpoint(endpoint: str) -> str:
-    """`endpoint`, which is empty, http(s)://host:port or file:///path; raises ValueError."""
-    parts = urlsplit(endpoint)
-    if endpoint and not (
-        parts.netloc if parts.scheme in ("http", "https") else parts.scheme == "file" and parts.path
-    ):
-        raise ValueError("should be http://host:4317, https://host:4317 or file:///path, or empty for no traces")
-    return endpoint
-
-
 def setup(endpoint: str, ratio: float, service: str, namespace: str = "") -> None:
     """Traces this process from here on, until `close`; nothing where `endpoint` is empty.
 
@@ -51,7 +39,7 @@ def setup(endpoint: str, ratio: float, service: str, namespace: str = "") -> Non
     ratio:    of the traces that begin in this process, how many are kept; one that came in is as its caller decided
     """
     global _tracing
-    if not check_endpoint(endpoint):
+    if not endpoint:
         return
     if importlib.util.find_spec("opentelemetry.sdk") is None:
         _log.warning("no traces: OpenTelemetry is not installed; `pip install vitrine-serving[serve]`")
@@ -86,11 +74,6 @@ def span(name: str, *, kind: str = "internal", **attributes: str | int | float |
         return
     with _tracing.span(name, kind, attributes) as trace_id:
         yield trace_id
-
-
-def headers() -> list[tuple[str, bytes]]:
-    """The current span as headers of a Kafka record: `producer.send(..., headers=tracing.headers())`."""
-    return [(key, value.encode()) for key, value in trace_context.carried()]
 
 
 def parent(carrier: Iterable[tuple[str, str | bytes | None]]) -> Context | None:

@@ -10,19 +10,18 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from kafka import KafkaConsumer, TopicPartition
 from rich.console import Console
 
 from vitrine.artifacts import ArtifactStore
 from vitrine.cli.applications import applications_root
 from vitrine.cli.bringup import Options, Running, bring_up, start_worker
-from vitrine.cli.demo import report, show
+from vitrine.cli.demo import show
 from vitrine.cli.demo.market import open_view
 from vitrine.cli.demo.walk import Stage, Walk, walk
 from vitrine.cli.system import RunError
 from vitrine.errors import UnavailableError
 from vitrine.placement import qualify
-from vitrine.runtime import kafka, topics
+from vitrine.runtime import topics
 
 
 def demo(
@@ -47,7 +46,8 @@ def demo(
 ) -> None:
     """Train, publish, serve and walk through the whole system on this machine.
 
-    On a terminal it stays up until Ctrl-C; with --json, or without a terminal, it ends by itself.
+    On a terminal it stays up until Ctrl-C, with the console in the browser; with --json, or without a terminal, it
+    ends by itself.
 
     Examples:
 
@@ -57,11 +57,12 @@ def demo(
 
         vitrine demo --users 20000 --json
     """
-    options = Options("demo", out, users, ads, seed, data, kafka_url, redis_url)
     console = Console(stderr=as_json)
+    stay = not as_json and console.is_terminal and sys.stdin.isatty()
+    options = Options("demo", out, users, ads, seed, data, kafka_url, redis_url, console=stay)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        facts = _run(console, options, stay=not as_json)
+        facts = _run(console, options)
     except KeyboardInterrupt:
         console.print("\nstopped; nothing was left running")
         raise typer.Exit(130) from None
@@ -76,8 +77,10 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(console: Console, options: Options, *, stay: bool) -> dict[str, Any]:
-    """The run's facts; `stay` keeps everything up at the end, where there is a terminal."""
+def _run(console: Console, options: Options) -> dict[str, Any]:
+    """The run's facts; where there is a console, everything stays up at the end."""
+    from vitrine.cli.demo import report  # and so matplotlib, which an image that only serves has not
+
     started = time.monotonic()
     with bring_up(console, options) as up:
         stage = _stage(console, up, options.seed)
@@ -89,7 +92,7 @@ def _run(console: Console, options: Options, *, stay: bool) -> dict[str, Any]:
         report.write(page, stage.market, seen, facts, artifacts)
         show.table(console, facts, seen)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
-        if stay and console.is_terminal and sys.stdin.isatty():
+        if options.console:
             show.addresses(console, up.system, up.stack, up.namespace, seen.user_id)
             while True:
                 time.sleep(3600)
@@ -137,16 +140,6 @@ def _facts(options: Options, up: Running, seen: Walk, started: float) -> dict[st
         "auc_by_crowd_overlap": des["auc_by_crowd_overlap"],
         "kafka": up.stack.kafka_kind,
         "redis": up.stack.redis_kind,
-        "dead_letters": _records(up.stack.kafka_url, qualify(up.namespace, topics.DEAD_LETTERS)),
+        "dead_letters": topics.records(up.stack.kafka_url, qualify(up.namespace, topics.DEAD_LETTERS)),
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _records(kafka_url: str, topic: str) -> int:
-    """Records ever appended to a topic; 0 where it does not exist, as on the in-memory broker before the first."""
-    consumer = KafkaConsumer(**kafka.parse_url(kafka_url).kwargs(), enable_auto_commit=False)
-    try:
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        return sum(consumer.end_offsets(partitions).values()) if partitions else 0
-    finally:
-        consumer.close()

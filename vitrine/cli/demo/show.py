@@ -9,6 +9,7 @@ from vitrine.cli.demo.market import MarketView
 from vitrine.cli.demo.walk import Ranked, Walk
 from vitrine.cli.system import System
 from vitrine.runtime.embedded import EmbeddedStack
+from vitrine.runtime.redact import redact_url
 
 # Facts in the order shown: field, what it is, unit.
 FACTS = [
@@ -87,12 +88,14 @@ def table(console: Console, facts: dict[str, Any], seen: Walk) -> None:
 
 def addresses(console: Console, system: System, stack: EmbeddedStack, namespace: str, user_id: int) -> None:
     """Where everything listens, and calls to try while it stays up."""
+    address = f"http://{system.services['console'].address}"
+    console.print(f"\n[bold]console: {address}[/bold], and this user: {address}/user/{user_id}", highlight=False)
     console.print(f"\nup until Ctrl-C, namespace {namespace}:", highlight=False)
     for service in system.services.values():
         console.print(
             f"  {service.name:<9} {service.address:<18} metrics http://{service.metrics}/metrics", highlight=False
         )
-    console.print(f"  Kafka     {stack.kafka_url}\n  Redis     {stack.redis_url}", highlight=False)
+    console.print(redact_url(f"  Kafka     {stack.kafka_url}\n  Redis     {stack.redis_url}"), highlight=False)
     address = system.services["matching"].address
     console.print(
         "\ntry:\n  .venv/bin/buf curl --schema protos --protocol grpc --http2-prior-knowledge \\\n"

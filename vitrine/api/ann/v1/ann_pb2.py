@@ -24,13 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvitrine/api/ann/v1/ann.proto\x12\x12vitrine.api.ann.v1\"o\n\rSearchRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\r\n\x05\x63odes\x18\x03 \x01(\x0c\x12\x0f\n\x07picture\x18\x04 \x01(\x0c\x12\t\n\x01k\x18\x05 \x01(\r\x12\x13\n\x0bover_recall\x18\x06 \x01(\r\"f\n\x0eSearchResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\x12\x10\n\x08item_ids\x18\x03 \x03(\x04\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x11\n\tdistances\x18\x05 \x03(\r\"\x1d\n\x0cStatsRequest\x12\r\n\x05index\x18\x01 \x01(\t\"\x8d\x01\n\rStatsResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1a\n\x12\x65mbeddings_version\x18\x02 \x01(\t\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x0c\n\x04\x62its\x18\x05 \x01(\r\x12\x13\n\x0bover_recall\x18\x06 \x01(\r\x12\x10\n\x08pictures\x18\x07 \x01(\x08\x32\xab\x01\n\nAnnService\x12O\n\x06Search\x12!.vitrine.api.ann.v1.SearchRequest\x1a\".vitrine.api.ann.v1.SearchResponse\x12L\n\x05Stats\x12 .vitrine.api.ann.v1.StatsRequest\x1a!.vitrine.api.ann.v1.StatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvitrine/api/ann/v1/ann.proto\x12\x12vitrine.api.ann.v1\"o\n\rSearchRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\r\n\x05\x63odes\x18\x03 \x01(\x0c\x12\x0f\n\x07picture\x18\x04 \x01(\x0c\x12\t\n\x01k\x18\x05 \x01(\r\x12\x13\n\x0bover_recall\x18\x06 \x01(\r\"f\n\x0eSearchResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\x12\x10\n\x08item_ids\x18\x03 \x03(\x04\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x11\n\tdistances\x18\x05 \x03(\r\"\x1d\n\x0cStatsRequest\x12\r\n\x05index\x18\x01 \x01(\t\"\x8d\x01\n\rStatsResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1a\n\x12\x65mbeddings_version\x18\x02 \x01(\t\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x0c\n\x04\x62its\x18\x05 \x01(\r\x12\x13\n\x0bover_recall\x18\x06 \x01(\r\x12\x10\n\x08pictures\x18\x07 \x01(\x08\x32\xb5\x01\n\nAnnService\x12T\n\x06Search\x12!.vitrine.api.ann.v1.SearchRequest\x1a\".vitrine.api.ann.v1.SearchResponse\"\x03\x90\x02\x01\x12Q\n\x05Stats\x12 .vitrine.api.ann.v1.StatsRequest\x1a!.vitrine.api.ann.v1.StatsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vitrine.api.ann.v1.ann_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ANNSERVICE'].methods_by_name['Search']._loaded_options = None
+  _globals['_ANNSERVICE'].methods_by_name['Search']._serialized_options = b'\220\002\001'
+  _globals['_ANNSERVICE'].methods_by_name['Stats']._loaded_options = None
+  _globals['_ANNSERVICE'].methods_by_name['Stats']._serialized_options = b'\220\002\001'
   _globals['_SEARCHREQUEST']._serialized_start=52
   _globals['_SEARCHREQUEST']._serialized_end=163
   _globals['_SEARCHRESPONSE']._serialized_start=165
@@ -40,5 +44,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATSRESPONSE']._serialized_start=301
   _globals['_STATSRESPONSE']._serialized_end=442
   _globals['_ANNSERVICE']._serialized_start=445
-  _globals['_ANNSERVICE']._serialized_end=616
+  _globals['_ANNSERVICE']._serialized_end=626
 # @@protoc_insertion_point(module_scope)

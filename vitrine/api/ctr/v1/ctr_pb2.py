@@ -25,17 +25,19 @@ _sym_db = _symbol_database.Default()
 from vitrine.api.features.v1 import features_pb2 as vitrine_dot_api_dot_features_dot_v1_dot_features__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvitrine/api/ctr/v1/ctr.proto\x12\x12vitrine.api.ctr.v1\x1a&vitrine/api/features/v1/features.proto\"U\n\x0cScoreRequest\x12\x35\n\x07\x63ontext\x18\x01 \x01(\x0b\x32$.vitrine.api.features.v1.UserContext\x12\x0e\n\x06\x61\x64_ids\x18\x02 \x03(\x04\"D\n\rScoreResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05pctrs\x18\x02 \x03(\x02\x12\x13\n\x0bunknown_ads\x18\x03 \x01(\r2Z\n\nCtrService\x12L\n\x05Score\x12 .vitrine.api.ctr.v1.ScoreRequest\x1a!.vitrine.api.ctr.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvitrine/api/ctr/v1/ctr.proto\x12\x12vitrine.api.ctr.v1\x1a&vitrine/api/features/v1/features.proto\"U\n\x0cScoreRequest\x12\x35\n\x07\x63ontext\x18\x01 \x01(\x0b\x32$.vitrine.api.features.v1.UserContext\x12\x0e\n\x06\x61\x64_ids\x18\x02 \x03(\x04\"D\n\rScoreResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05pctrs\x18\x02 \x03(\x02\x12\x13\n\x0bunknown_ads\x18\x03 \x01(\r2_\n\nCtrService\x12Q\n\x05Score\x12 .vitrine.api.ctr.v1.ScoreRequest\x1a!.vitrine.api.ctr.v1.ScoreResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vitrine.api.ctr.v1.ctr_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CTRSERVICE'].methods_by_name['Score']._loaded_options = None
+  _globals['_CTRSERVICE'].methods_by_name['Score']._serialized_options = b'\220\002\001'
   _globals['_SCOREREQUEST']._serialized_start=92
   _globals['_SCOREREQUEST']._serialized_end=177
   _globals['_SCORERESPONSE']._serialized_start=179
   _globals['_SCORERESPONSE']._serialized_end=247
   _globals['_CTRSERVICE']._serialized_start=249
-  _globals['_CTRSERVICE']._serialized_end=339
+  _globals['_CTRSERVICE']._serialized_end=344
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,1 @@
+"""The console: four server-rendered pages over the running system (docs/console.md)."""
