@@ -10,7 +10,7 @@ import pytest
 
 from vitrine.runtime.embedded import EmbeddedStack, why_no_kafka
 
-# A shell that starts the tests in the background ignores Ctrl-C for them, and so would every process that they start.
+# A shell that starts the tests in the background ignores Ctrl-C for them, and so would the processes they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
