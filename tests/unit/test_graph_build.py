@@ -15,12 +15,15 @@ SMALL = Parameters(leaf=256, entries=64)
 
 
 def clustered(n: int, words: int = 8, seed: int = 0, queries: int = 0) -> np.ndarray:
-    """Codes of Gaussian clusters, about 100 of each: signs of random projections. The last `queries` are held out."""
+    """Codes of Gaussian clusters, about 100 of each: signs of projections. The last `queries` are held out."""
     draws = np.random.default_rng(seed)
     centres = draws.standard_normal((max(1, (n - queries) // 100), 16))
     planes = draws.standard_normal((16, words * 64))
     points = np.vstack(
-        [centres[draws.integers(0, len(centres), m)] + 0.5 * draws.standard_normal((m, 16)) for m in (n - queries, queries)]
+        [
+            centres[draws.integers(0, len(centres), m)] + 0.5 * draws.standard_normal((m, 16))
+            for m in (n - queries, queries)
+        ]
     )
     signs = points @ planes >= 0
     return np.packbits(signs, axis=1, bitorder="little").view("<u8")
@@ -114,7 +117,9 @@ def test_rows_of_edges_hold_no_node_twice_nor_their_own_and_end_in_unused_slots(
 
 
 def test_identical_codes_are_one_node_with_all_their_items(tmp_path):
-    rows = np.vstack([np.zeros((100_000, 8), np.uint64), clustered(2_000)])[np.random.default_rng(2).permutation(102_000)]
+    rows = np.vstack([np.zeros((100_000, 8), np.uint64), clustered(2_000)])[
+        np.random.default_rng(2).permutation(102_000)
+    ]
     graph = build(rows, tmp_path, SMALL)
     counts = np.diff(graph.starts)
     assert len(graph.codes) == len(np.unique(rows, axis=0))
@@ -123,7 +128,9 @@ def test_identical_codes_are_one_node_with_all_their_items(tmp_path):
     items = graph.items[graph.starts[many] : graph.starts[many + 1]]
     assert (items[1:] > items[:-1]).all()
     assert not rows[items].any()
-    nodes, distances, _, _ = native.Graph(graph.codes, graph.edges, graph.entries).walk(np.zeros((1, 8), np.uint64), 16)
+    nodes, distances, _, _ = native.Graph(graph.codes, graph.edges, graph.entries).walk(
+        np.zeros((1, 8), np.uint64), 16
+    )
     assert (nodes[0, 0], distances[0, 0]) == (many, 0)
 
 
@@ -131,7 +138,7 @@ def test_identical_codes_are_one_node_with_all_their_items(tmp_path):
 def test_a_few_items_are_a_graph_too(n, tmp_path):
     rows = clustered(n)
     graph = build(rows, tmp_path, SMALL)
-    nodes, _, counts, _ = native.Graph(graph.codes, graph.edges, graph.entries).walk(rows, n)
+    _, _, counts, _ = native.Graph(graph.codes, graph.edges, graph.entries).walk(rows, n)
     assert (counts == len(graph.codes)).all()
     assert sorted(graph.items.tolist()) == list(range(n))
 

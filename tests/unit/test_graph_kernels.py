@@ -15,7 +15,9 @@ def codes_of(n: int, words: int, seed: int, spread: int = 64) -> np.ndarray:
     """Clustered codes (n, words): a few centres with bits flipped, so that distances tie often."""
     draws = np.random.default_rng(seed)
     centres = draws.integers(0, 2**64, (max(1, n // spread), words), dtype=np.uint64)
-    flips = draws.integers(0, 2**64, (n, words), dtype=np.uint64) & draws.integers(0, 2**64, (n, words), dtype=np.uint64)
+    flips = draws.integers(0, 2**64, (n, words), dtype=np.uint64) & draws.integers(
+        0, 2**64, (n, words), dtype=np.uint64
+    )
     flips &= draws.integers(0, 2**64, (n, words), dtype=np.uint64)
     return centres[draws.integers(0, len(centres), n)] ^ flips
 
@@ -38,7 +40,13 @@ def pruned(codes: np.ndarray, candidates: list[tuple[int, int]], limit: int, sla
 
 @kernels
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 200), st.sampled_from([1, 4, 5, 8, 16]), st.integers(1, 40), st.integers(0, 99))
+@given(
+    st.integers(1, 300),
+    st.integers(1, 200),
+    st.sampled_from([1, 4, 5, 8, 16]),
+    st.integers(1, 40),
+    st.integers(0, 99),
+)
 def test_the_nearest_centres_are_those_of_a_sort(kernel, n, centres, words, fan, seed):
     codes, found = codes_of(n, words, seed), codes_of(centres, words, seed + 1)
     fan = min(fan, centres)
@@ -52,7 +60,9 @@ def test_the_nearest_centres_are_those_of_a_sort(kernel, n, centres, words, fan,
 def test_in_one_leaf_a_members_neighbours_are_the_nearest_of_all(kernel, n, words, neighbours, seed):
     codes = codes_of(n, words, seed)
     members = np.sort(np.random.default_rng(seed).permutation(n)[: max(1, n * 2 // 3)]).astype(np.uint32)
-    nodes, distances, leaves = native.cluster_neighbours(codes, members, 4, 256, neighbours, 31, seed, kernel=kernel)
+    nodes, distances, leaves = native.cluster_neighbours(
+        codes, members, 4, 256, neighbours, 31, seed, kernel=kernel
+    )
     all_distances = distances_of(codes[members], codes[members])
     for i in range(len(members)):
         order = [j for j in np.argsort(all_distances[i], kind="stable") if j != i][:neighbours]
@@ -95,11 +105,15 @@ def test_codes_that_no_centre_parts_are_cut_by_order():
 
 @kernels
 @settings(max_examples=20, deadline=None)
-@given(st.integers(2, 80), st.sampled_from([2, 8]), st.integers(1, 20), st.sampled_from([100, 120]), st.integers(0, 99))
+@given(
+    st.integers(2, 80), st.sampled_from([2, 8]), st.integers(1, 20), st.sampled_from([100, 120]), st.integers(0, 99)
+)
 def test_merging_prunes_the_union_by_relative_neighbourhood(kernel, n, words, degree, slack, seed):
     codes, draws = codes_of(n, words, seed, 16), np.random.default_rng(seed)
     nodes, distances, _ = native.cluster_neighbours(codes, np.arange(n, dtype=np.uint32), 2, 8, 4, 12, seed)
-    others, other_distances, _ = native.cluster_neighbours(codes, np.arange(n, dtype=np.uint32), 2, 16, 4, 12, seed + 1)
+    others, other_distances, _ = native.cluster_neighbours(
+        codes, np.arange(n, dtype=np.uint32), 2, 16, 4, 12, seed + 1
+    )
     shuffled = draws.permutation(2 * n)
     lists, list_distances = np.vstack([nodes, others])[shuffled], np.vstack([distances, other_distances])[shuffled]
     at = np.argsort(shuffled)
@@ -166,8 +180,13 @@ def test_a_walk_with_room_for_all_is_an_exact_search(kernel, words):
 def test_an_answer_is_the_same_alone_interleaved_on_threads_and_on_every_instruction_set():
     codes, queries = codes_of(2000, 8, 5), codes_of(50, 8, 6)
     draws = np.random.default_rng(7)
-    graph = native.Graph(codes, draws.integers(0, 2000, (2000, 16), dtype=np.uint32), np.arange(0, 2000, 50, np.uint32))
-    alone = [np.concatenate(parts) for parts in zip(*(graph.walk(queries[i : i + 1], 20) for i in range(50)), strict=True)]
+    graph = native.Graph(
+        codes, draws.integers(0, 2000, (2000, 16), dtype=np.uint32), np.arange(0, 2000, 50, np.uint32)
+    )
+    alone = [
+        np.concatenate(parts)
+        for parts in zip(*(graph.walk(queries[i : i + 1], 20) for i in range(50)), strict=True)
+    ]
     for kernel in native.supported_kernels():
         for turns, threads in ((1, 1), (4, 1), (7, 3), (64, 2)):
             for one, other in zip(alone, graph.walk(queries, 20, turns, threads, kernel=kernel), strict=True):
@@ -177,7 +196,7 @@ def test_an_answer_is_the_same_alone_interleaved_on_threads_and_on_every_instruc
 def test_what_the_entries_do_not_reach_gets_an_edge_from_a_near_node_with_room():
     codes = codes_of(300, 4, 8)
     edges = np.full((300, 16), UNUSED, np.uint32)
-    for part in (range(0, 100), range(100, 200), range(200, 300)):  # three rings, one of them full
+    for part in (range(100), range(100, 200), range(200, 300)):  # three rings, one of them full
         edges[list(part), 0] = np.roll(list(part), -1)
     edges[0:100, 1:] = np.arange(100)[:, None]
     edges[50:60, 5:] = UNUSED

@@ -60,8 +60,6 @@ def build(
         raise FieldError("rows", f"has {len(rows):,} codes; one graph holds fewer than 2^32 - 1: use more shards")
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder, executor, progress)
-    words = rows.shape[1]
-
     if not (folder / "rows.npy").exists():
         files.save(folder, "rows", np.asarray(rows))
     steps.run("collapse", collapse.collapse, [()])
@@ -71,7 +69,9 @@ def build(
     steps.run("connect", edges.connect, [()])
     steps.run("reorder", edges.reorder, [()])
     return Built(
-        *(files.read(folder, f"graph_{name}") for name in ("codes", "edges", "entries")),
+        files.read(folder, "graph_codes"),
+        files.read(folder, "graph_edges"),
+        files.read(folder, "graph_entries"),
         files.read(folder, "node_items"),
         files.read(folder, "node_items_starts"),
     )

@@ -36,7 +36,7 @@ def _groups(rows: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int
 
     Sorted by a hash; among equal hashes, by the codes themselves.
     """
-    n, words = rows.shape
+    n = len(rows)
     keys = np.empty(n, np.uint64)
     for start in range(0, n, _CHUNK):
         keys[start : start + _CHUNK] = _hash(np.asarray(rows[start : start + _CHUNK]))

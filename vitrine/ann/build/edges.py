@@ -42,8 +42,8 @@ def sample_level(folder: Path) -> None:
 def stack(folder: Path) -> None:
     """The finished graph of folder/upper -> coarse (nodes // LEVEL, degree) uint32: far edges of the sampled nodes.
 
-    They are what leads a walk from one dense region to another, as a hierarchy's upper layers would, in a graph that
-    stays flat: they take slots of a row that near edges have left.
+    They lead a walk from one dense region to another, as a hierarchy's upper layers would, in a graph that stays
+    flat: they take slots of a row that near edges have left.
     """
     upper = folder / UPPER
     edges, old = files.read(upper, "edges"), np.asarray(files.read(upper, "old"))
@@ -54,7 +54,7 @@ def stack(folder: Path) -> None:
 
 
 def add_coarse(folder: Path) -> None:
-    """edges, coarse -> edges: each sampled node's far edges, nearest first, into the slots that are left to them."""
+    """edges, coarse -> edges: each sampled node's far edges, nearest first, into the slots left to them."""
     coarse = np.asarray(files.read(folder, "coarse"))
     edges = np.load(folder / "edges.npy", mmap_mode="r+", allow_pickle=False)
     for start in range(0, len(coarse), _CHUNK // LEVEL):

@@ -1,4 +1,4 @@
-"""Who runs the tasks of a stage: threads of this process, or Ray's workers on a cluster (vitrine.ann.build.ray)."""
+"""Who runs the tasks of a stage: threads of this process, or whatever else runs functions over shared files."""
 
 import threading
 from collections.abc import Callable, Sequence

@@ -37,5 +37,7 @@ def write(folder: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
 
 
 def save(folder: Path, name: str, values: NDArray[Any]) -> None:
-    """A whole array, small enough for memory."""
-    np.save(folder / f"{name}.npy", values, allow_pickle=False)
+    """A whole array, small enough for memory; it is there whole or not at all."""
+    part = folder / f".{name}.npy"
+    np.save(part, values, allow_pickle=False)
+    part.replace(folder / f"{name}.npy")

@@ -18,7 +18,6 @@ class Parameters:
     leaf:       members of a leaf at most
     neighbours: found of a node in each of its leaves; 1 to 31
     kept:       of a node's neighbours in one cluster
-    rounds:     of propagation over reverse edges
     degree:     edges of a node at most, a multiple of 16; a row of edges is degree * 4 bytes
     slack:      percent; 100 is the relative neighbourhood rule (q is dropped where a kept r has d(r, q) < d(p, q)),
                 more keeps more
@@ -30,7 +29,6 @@ class Parameters:
     leaf: int = 600
     neighbours: int = 8
     kept: int = 24
-    rounds: int = 0
     degree: int = 32
     slack: int = 100
     entries: int = 512
@@ -39,7 +37,7 @@ class Parameters:
     def __post_init__(self) -> None:
         """Raises FieldError."""
         bounds = {
-            "overlap": (2, 64), "leaf": (8, 32_768), "neighbours": (1, 31), "kept": (1, 256), "rounds": (0, 8),
+            "overlap": (2, 64), "leaf": (8, 32_768), "neighbours": (1, 31), "kept": (1, 256),
             "degree": (16, 128), "slack": (100, 200), "entries": (1, 32_768), "seed": (0, 2**63 - 1),
         }  # fmt: skip
         for field, (least, most) in bounds.items():

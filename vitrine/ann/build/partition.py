@@ -52,8 +52,9 @@ def assign(folder: Path, begin: int, end: int) -> None:
 def shuffle(folder: Path) -> None:
     """Nodes renumbered by (home cluster, node), so that what is near in the graph is near in memory.
 
-    Writes old (nodes,) uint32, the former number of each; ordered (nodes, words), their codes; members (nodes * fan,)
-    uint32, the nodes of each cluster, ascending, and cluster_starts; places (nodes, fan) int64, where in members.
+    Writes old (nodes,) uint32, the former number of each; ordered (nodes, words), their codes; members
+    (nodes * fan,) uint32, the nodes of each cluster, ascending, and cluster_starts; places (nodes, fan) int64,
+    where in members.
     """
     codes, tops = files.read(folder, "codes"), np.asarray(files.read(folder, "tops"))
     nodes, fan = tops.shape
