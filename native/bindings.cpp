@@ -301,7 +301,7 @@ class Graph {
     const Input<uint64_t> queries("queries", queries_, 2);
     const size_t count = queries.shape(0);
     queries.expect({count, view_.words}, "one row a query, as many words as codes has");
-    const size_t ef = std::min(within("ef", ef_, 1, 1'000'000), view_.nodes), turns = within("turns", turns_, 1, 64);
+    const size_t ef = std::min(within("ef", ef_, 1, 1'000'000), view_.nodes), turns = within("turns", turns_, 1, max_turns);
     const size_t threads = std::min(positive("threads", threads_), std::max<size_t>(count, 1));
     const Kernels& kernels = kernels_of(kernel);
     Output<uint32_t> nodes("ef", {count, ef}), distances("ef", {count, ef}), counts("ef", {count}), scored("ef", {count});
@@ -309,9 +309,9 @@ class Graph {
       const nb::gil_scoped_release released;
       on_threads(threads, [&](size_t worker) {
         const size_t begin = count * worker / threads, end = count * (worker + 1) / threads;
-        kernels.walk(view_, {queries.data() + begin * view_.words, end - begin, ef, turns},
-                     {nodes.data() + begin * ef, distances.data() + begin * ef, counts.data() + begin,
-                      scored.data() + begin});
+        vitrine::walk(kernels, view_, {queries.data() + begin * view_.words, end - begin, ef, turns, nullptr},
+                      {nodes.data() + begin * ef, distances.data() + begin * ef, counts.data() + begin,
+                       scored.data() + begin});
       });
     }
     return nb::make_tuple(nodes.take(), distances.take(), counts.take(), scored.take());

@@ -12,6 +12,7 @@
 
 #include "cluster.hpp"
 #include "dispatch.hpp"
+#include "walks.hpp"
 
 namespace vitrine {
 
@@ -170,7 +171,8 @@ inline std::vector<std::pair<uint32_t, uint32_t>> missing_edges(const Kernels& k
   for (uint32_t node = 0; node < graph.nodes; ++node) {
     if (reached[node]) continue;
     uint32_t count = 0;
-    kernels.walk(graph, {graph.codes + node * graph.words, 1, ef, 1}, {nodes.data(), distances.data(), &count, nullptr});
+    walk(kernels, graph, {graph.codes + node * graph.words, 1, ef, 1, nullptr},
+         {nodes.data(), distances.data(), &count, nullptr});
     bool linked = false;
     for (size_t i = 0; i < count && !linked; ++i) linked = link(nodes[i], node);
     while (!linked && any < graph.nodes) {

@@ -5,8 +5,6 @@
 // native/isa/*.cpp alone.
 #pragma once
 
-#include <algorithm>
-
 #include "dispatch.hpp"
 #include "scan.hpp"
 
@@ -21,9 +19,9 @@ size_t select_nearest(const uint16_t* distances, size_t rows, size_t k, uint32_t
   uint32_t bound = 0xfffe;
   if (k < lanes && rows > lanes) {
     uint16_t minima[lanes];
-    std::fill_n(minima, lanes, uint16_t{0xffff});
+    for (uint16_t& one : minima) one = 0xffff;
     for (size_t row = 0; row < rows; row += lanes) {
-      for (size_t i = 0; i < lanes; ++i) minima[i] = std::min(minima[i], distances[row + i]);
+      for (size_t i = 0; i < lanes; ++i) minima[i] = distances[row + i] < minima[i] ? distances[row + i] : minima[i];
     }
     uint32_t low = 0;  // the least bound that k minima are within, 0xfffe where there is none
     while (low < bound) {
@@ -46,7 +44,7 @@ size_t select_nearest(const uint16_t* distances, size_t rows, size_t k, uint32_t
       best[at] = entry;
     }
     count = 0;
-    if (kept == k) bound = std::min(bound, best[k - 1] >> 16);
+    if (kept == k && best[k - 1] >> 16 < bound) bound = best[k - 1] >> 16;
   };
   for (size_t row = 0; row < rows; row += lanes) {
     for (uint32_t mask = Isa::at_most(distances + row, static_cast<uint16_t>(bound)); mask; mask &= mask - 1) {
@@ -73,7 +71,7 @@ void nearest_tile(const ScanBlock& block, const uint64_t* packed, const uint32_t
   }
   for (int q = 0; q < Queries; ++q) {
     uint16_t* of_query = distances + q * block.stride;
-    std::fill(of_query + block.end, of_query + block.stride, uint16_t{0xffff});
+    for (size_t row = block.end; row < block.stride; ++row) of_query[row] = 0xffff;
     if (skip[q] < block.end) of_query[skip[q]] = 0xffff;
     counts[q] = select_nearest<Isa>(of_query, block.end, k, best + q * k);
   }

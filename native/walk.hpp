@@ -7,9 +7,8 @@
 // so a query's answer is the same alone, in a batch and on every instruction set. Included by native/isa/*.cpp alone.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
-#include <vector>
+#include <new>
 
 #include "dispatch.hpp"
 #include "nearest.hpp"
@@ -17,62 +16,10 @@
 namespace vitrine {
 namespace {
 
-// The nodes that one walk has seen: an open-addressed table that stays in the nearest caches, where an array over all
-// nodes would miss them at every look.
-class Seen {
- public:
-  void clear(size_t expected) {
-    size_t slots = 256;
-    while (slots < 2 * expected) slots *= 2;
-    if (slots > table_.size()) table_.resize(slots);
-    mask_ = slots - 1;
-    std::fill_n(table_.begin(), slots, empty);
-    count_ = 0;
-  }
-
-  // Whether `node` is new.
-  bool add(uint32_t node) {
-    size_t at = slot(node);
-    while (table_[at] != empty) {
-      if (table_[at] == node) return false;
-      at = (at + 1) & mask_;
-    }
-    table_[at] = node;
-    if (++count_ * 2 > mask_) grow();
-    return true;
-  }
-
- private:
-  static constexpr uint32_t empty = UINT32_MAX;
-
-  size_t slot(uint32_t node) const { return (node * 0x9e3779b1u >> 7) & mask_; }
-
-  void grow() {
-    std::vector<uint32_t> nodes;
-    nodes.reserve(count_);
-    for (size_t i = 0; i <= mask_; ++i) {
-      if (table_[i] != empty) nodes.push_back(table_[i]);
-    }
-    mask_ = 2 * mask_ + 1;
-    if (table_.size() <= mask_) table_.resize(mask_ + 1);
-    std::fill_n(table_.begin(), mask_ + 1, empty);
-    for (const uint32_t node : nodes) {
-      size_t at = slot(node);
-      while (table_[at] != empty) at = (at + 1) & mask_;
-      table_[at] = node;
-    }
-  }
-
-  std::vector<uint32_t> table_;
-  size_t mask_ = 0, count_ = 0;
-};
-
 template <class Isa, size_t Words>
 class Walk {
  public:
-  Walk(const GraphView& graph, size_t ef)
-      : graph_(&graph), ef_(ef), list_(ef + 1), pending_(graph.degree), scratch_(graph.entry_stride),
-        packed_(graph.words * Isa::parts) {}
+  Walk(const GraphView& graph, size_t ef, WalkSpace& space) : graph_(graph), ef_(ef), space_(space), list_(space.list) {}
 
   // Starts at the entries nearest to `query`; `number` is the caller's name for it.
   void begin(const uint64_t* query, size_t number) {
@@ -80,17 +27,17 @@ class Walk {
     number_ = number;
     scored_ = expanded_ = 0;
     length_ = next_ = waiting_ = 0;
-    seen_.clear(8 * ef_);
-    for (size_t word = 0; word < graph_->words; ++word) Isa::pack(query[word], packed_.data() + word * Isa::parts);
-    const ScanBlock block{graph_->entry_codes, graph_->entry_stride, graph_->words, 0, graph_->entry_count};
+    space_.clear(space_.seen, 32 * ef_);
+    for (size_t word = 0; word < graph_.words; ++word) Isa::pack(query[word], space_.packed + word * Isa::parts);
+    const ScanBlock block{graph_.entry_codes, graph_.entry_stride, graph_.words, 0, graph_.entry_count};
     constexpr size_t starts = 8;
     uint32_t best[starts];
     const uint32_t skip = UINT32_MAX;
     size_t found = 0;
-    nearest_tile<Isa, 1>(block, packed_.data(), &skip, std::min(starts, ef_), scratch_.data(), best, &found);
+    nearest_tile<Isa, 1>(block, space_.packed, &skip, ef_ < starts ? ef_ : starts, space_.distances, best, &found);
     for (size_t i = 0; i < found; ++i) {
-      const uint32_t node = graph_->entries[best[i] & 0xffff];
-      if (seen_.add(node)) offer(best[i] >> 16, node);
+      const uint32_t node = graph_.entries[best[i] & 0xffff];
+      if (add(node)) offer(best[i] >> 16, node);
     }
   }
 
@@ -101,11 +48,11 @@ class Walk {
     list_[next_] |= 1;
     ++expanded_;
     const auto node = static_cast<uint32_t>(list_[next_] >> 1);
-    const uint32_t* row = graph_->edges + node * graph_->degree;
-    for (size_t i = 0; i < graph_->degree && row[i] != UINT32_MAX; ++i) {
-      if (!seen_.add(row[i])) continue;
-      pending_[waiting_++] = row[i];
-      const auto* code = reinterpret_cast<const char*>(graph_->codes + row[i] * words());
+    const uint32_t* row = graph_.edges + node * graph_.degree;
+    for (size_t i = 0; i < graph_.degree && row[i] != UINT32_MAX; ++i) {
+      if (!add(row[i])) continue;
+      space_.pending[waiting_++] = row[i];
+      const auto* code = reinterpret_cast<const char*>(graph_.codes + row[i] * words());
       for (size_t byte = 0; byte < words() * 8; byte += 64) __builtin_prefetch(code + byte);
     }
     return true;
@@ -114,8 +61,8 @@ class Walk {
   // Distances of the nodes that `expand` found.
   void score() {
     for (size_t i = 0; i < waiting_; ++i) {
-      const uint32_t node = pending_[i];
-      offer(Isa::template distance<Words>(query_, graph_->codes + node * words(), graph_->words), node);
+      const uint32_t node = space_.pending[i];
+      offer(Isa::template distance<Words>(query_, graph_.codes + node * words(), graph_.words), node);
     }
     scored_ += waiting_;
     waiting_ = 0;
@@ -129,7 +76,7 @@ class Walk {
   uint32_t distance(size_t i) const { return static_cast<uint32_t>(list_[i] >> 33); }
 
  private:
-  size_t words() const { return Words ? Words : graph_->words; }
+  size_t words() const { return Words ? Words : graph_.words; }
 
   // Entries are distance << 33 | node << 1 | expanded, so that their order is (distance, node).
   void offer(uint32_t distance, uint32_t node) {
@@ -140,44 +87,66 @@ class Walk {
     }
     size_t at = length_++;
     if (at > 64 && list_[at - 32] > entry) {  // far from the end: found by halving, moved at once
-      const size_t place = static_cast<size_t>(std::upper_bound(list_.data(), list_.data() + at, entry) - list_.data());
-      std::memmove(list_.data() + place + 1, list_.data() + place, (at - place) * sizeof entry);
-      at = place;
+      size_t low = 0, high = at - 32;
+      while (low < high) {
+        const size_t middle = (low + high) / 2;
+        if (list_[middle] > entry) {
+          high = middle;
+        } else {
+          low = middle + 1;
+        }
+      }
+      std::memmove(list_ + low + 1, list_ + low, (at - low) * sizeof entry);
+      at = low;
     } else {
       for (; at > 0 && list_[at - 1] > entry; --at) list_[at] = list_[at - 1];
     }
     list_[at] = entry;
-    next_ = std::min(next_, at);
-    const auto* row = reinterpret_cast<const char*>(graph_->edges + node * graph_->degree);
-    for (size_t byte = 0; byte < graph_->degree * 4; byte += 64) __builtin_prefetch(row + byte);
+    if (at < next_) next_ = at;
+    const auto* row = reinterpret_cast<const char*>(graph_.edges + node * graph_.degree);
+    for (size_t byte = 0; byte < graph_.degree * 4; byte += 64) __builtin_prefetch(row + byte);
   }
 
-  const GraphView* graph_;
+  // Whether `node` was not seen before.
+  bool add(uint32_t node) {
+    SeenTable& seen = space_.seen;
+    size_t at = seen_slot(node) & seen.mask;
+    while (seen.slots[at] != UINT32_MAX) {
+      if (seen.slots[at] == node) return false;
+      at = (at + 1) & seen.mask;
+    }
+    seen.slots[at] = node;
+    if (++seen.count * 2 > seen.mask) space_.grow(seen);
+    return true;
+  }
+
+  const GraphView& graph_;
   size_t ef_;
-  std::vector<uint64_t> list_;
-  std::vector<uint32_t> pending_;
-  std::vector<uint16_t> scratch_;
-  std::vector<uint64_t> packed_;
-  Seen seen_;
+  WalkSpace& space_;
+  uint64_t* list_;
   const uint64_t* query_ = nullptr;
   size_t number_ = 0, length_ = 0, next_ = 0, waiting_ = 0, scored_ = 0, expanded_ = 0;
 };
 
 template <class Isa, size_t Words>
 void walk_words(const GraphView& graph, const WalkInput& in, const WalkOutput& out) {
-  const size_t turns = std::clamp<size_t>(in.turns, 1, std::max<size_t>(in.count, 1));
-  std::vector<Walk<Isa, Words>> walks;
-  walks.reserve(turns);
-  size_t started = 0;
+  constexpr size_t most = max_turns;
+  alignas(Walk<Isa, Words>) unsigned char memory[most * sizeof(Walk<Isa, Words>)];
+  auto* walks = reinterpret_cast<Walk<Isa, Words>*>(memory);
+  Walk<Isa, Words>* active[most];
+  size_t started = 0, running = 0;
   const auto start = [&](Walk<Isa, Words>& walk) {
     walk.begin(in.queries + started * graph.words, started);
     ++started;
     walk.expand();
   };
-  for (size_t i = 0; i < turns && started < in.count; ++i) start(walks.emplace_back(graph, in.ef));
-  while (!walks.empty()) {
-    for (size_t i = 0; i < walks.size();) {
-      Walk<Isa, Words>& walk = walks[i];
+  for (; running < in.turns && started < in.count; ++running) {
+    active[running] = new (walks + running) Walk<Isa, Words>(graph, in.ef, in.spaces[running]);
+    start(*active[running]);
+  }
+  while (running) {
+    for (size_t i = 0; i < running;) {
+      Walk<Isa, Words>& walk = *active[i];
       walk.score();
       if (walk.expand()) {
         ++i;
@@ -194,8 +163,7 @@ void walk_words(const GraphView& graph, const WalkInput& in, const WalkOutput& o
         start(walk);
         ++i;
       } else {
-        if (i + 1 != walks.size()) std::swap(walks[i], walks.back());
-        walks.pop_back();
+        active[i] = active[--running];
       }
     }
   }
