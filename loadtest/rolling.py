@@ -16,7 +16,7 @@ MODULES = {"matching": ["services.matching", "server"], "ctr": ["services.ctr"],
 LOAD = {"matching": "ad_flow", "ctr": "ad_flow", "worker": "ad_flow", "ann": "search"}
 SETTLE_S = 1.0  # load before, between and after restarts
 REPLICAS = 2
-PROBE_S = 1.0
+WARM_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Rolling:
 def restart_all(suite: Suite, show: Callable[[str], None]) -> Rolling:
     """Restart every replica of every service in turn, under the load of LOAD at half its knee.
 
-    Where other work has come to the machine since the knee was measured, at half of what gets through now. Raises
-    RunError where a replica does not come back, or events are lost or counted twice.
+    Raises RunError where a replica does not come back, or events are lost or counted twice.
     """
     system = suite.up.system
     for name in LOAD:
@@ -72,9 +71,9 @@ def restart_all(suite: Suite, show: Callable[[str], None]) -> Rolling:
     seen = Rolling()
     for name, kind in LOAD.items():
         with suite.new_fleet(targets) as fleet:
-            now = fleet.closed_loop(kind, CONCURRENCY, PROBE_S)
-            suite.up.sent += now.events
-            rate = max(1.0, 0.5 * min(suite.result.stairs[kind].knee, now.achieved))
+            warm = fleet.closed_loop(kind, CONCURRENCY, WARM_S)  # connections to all replicas, before the load
+            suite.up.sent += warm.events
+            rate = max(1.0, 0.5 * suite.result.stairs[kind].knee)
             seen.phases.append(_phase(suite, fleet, name, rate, show))
     suite.up.wait_applied(60)
     seen.events_sent, seen.events_applied = suite.up.sent, suite.up.applied()
