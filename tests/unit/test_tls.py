@@ -255,6 +255,9 @@ def test_a_key_behind_a_password_is_refused_rather_than_asked_for(authority, tmp
     with pytest.raises(TlsError, match="without a password") as error:
         ServerTls(own.cert, locked)
     assert error.value.field == "tls_key"
+    theirs = Security(ca=str(authority.cert), cert=str(own.cert), key=str(locked))
+    with pytest.raises(ValueError, match=r"cert, key: .* are not a pair of PEM files without a password"):
+        CtrClient("127.0.0.1:1", security=theirs)
 
 
 @pytest.mark.parametrize(

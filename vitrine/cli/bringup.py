@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from rich.console import Console
 
 from vitrine.api.events.v1.events_pb2 import UserEvent
-from vitrine.cli.applications import application_environment
+from vitrine.cli.applications import SERVICES, application_environment
 from vitrine.cli.panel import Panel
 from vitrine.cli.system import RunError, Service, System, vitrine_settings
 from vitrine.cli.training import TRAINERS, Trained, train
@@ -165,7 +165,7 @@ def start_console(up: Running) -> Service:
     services = up.system.services
     addresses = {f"{name}_address": services[name].address for name in ("ann", "matching", "ctr")}
     pages = ",".join(f"{service.name}=http://{service.metrics}/metrics" for service in services.values())
-    up.system.start("console", ["services.console"], vitrine_settings(metrics_pages=pages, **addresses))
+    up.system.start("console", SERVICES["console"], vitrine_settings(metrics_pages=pages, **addresses))
     return up.system.wait_serving("console")
 
 
@@ -221,13 +221,13 @@ def _serve(panel: Panel, up: Running) -> None:
     trained.catalog.result()
     trained.des.result()
     start_worker(system)
-    system.start("matching", ["services.matching", "server"])
-    system.start("ctr", ["services.ctr"])
+    system.start("matching", SERVICES["matching"])
+    system.start("ctr", SERVICES["ctr"])
     for key in ("worker", "matching", "ctr"):
         panel.start(key, "starting")
     for key in ("worker", "matching", "ctr"):
         panel.done(key, f"serving on {system.wait_serving(key).address}")
     trained.index.result()
-    system.start("ann", ["services.ann"])
+    system.start("ann", SERVICES["ann"])
     panel.start("ann", "starting")
     panel.done("ann", f"serving on {system.wait_serving('ann').address}")
