@@ -23,6 +23,7 @@ from loadtest import engine, traffic
 from loadtest.measured import Measured, merge
 from loadtest.traffic import Population, Targets
 from vitrine.channels import Security
+from vitrine.cli.system import RunError
 
 WARM_S = 0.3
 
@@ -30,7 +31,7 @@ WARM_S = 0.3
 AT_MOST_S = 300.0  # of a step that its driver does not end
 
 
-class GeneratorError(Exception):
+class GeneratorError(RunError):
     """A generator process failed; the message is its last words."""
 
 

@@ -12,13 +12,13 @@ import pytest
 from ann_kit import small_index, unit_vectors
 from hypothesis import given
 from hypothesis import strategies as st
-from matching_live import wait_for
 
 from services.console import draw, lineage, numbers, recall
 from services.console.fresh import Fresh
 from services.console.inputs import InputError, a_count, an_id, one_of
 from services.console.scrape import Page, Scraper, Status, parse, point, quantile
 from services.console.settings import parse_pages
+from tests.waiting import wait_for
 from vitrine.artifacts import Manifest
 from vitrine.client import IndexStats, SearchResult
 from vitrine.errors import UnavailableError

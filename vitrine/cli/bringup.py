@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
+import typer
 from kafka import KafkaProducer
 from rich.console import Console
 
@@ -20,6 +23,7 @@ from vitrine.cli.system import RunError, Service, System, vitrine_settings
 from vitrine.cli.training import TRAINERS, Trained, train
 from vitrine.data import beauty, simulator
 from vitrine.data.replay import user_events
+from vitrine.errors import UnavailableError
 from vitrine.matching.store import Store
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, logs, topics
@@ -147,6 +151,24 @@ def bring_up(console: Console, options: Options) -> Iterator[Running]:
                 panel.start("console", "starting")
                 panel.done("console", f"on http://{start_console(up).address}")
         yield up
+
+
+@contextmanager
+def ending(console: Console, command: str) -> Iterator[None]:
+    """How a command over a system ends: 130 after Ctrl-C or SIGTERM, 1 with a line where something failed."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("\nstopped; nothing was left running")
+        raise typer.Exit(130) from None
+    except (RunError, UnavailableError) as error:
+        Console(stderr=True).print(f"[red]vitrine {command}:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def start_worker(system: System, name: str = "worker") -> Service:
