@@ -17,7 +17,6 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import timeit
 from pathlib import Path
 
@@ -82,15 +81,9 @@ def _side_by_side(
 ) -> tuple[Measured, Measured | None]:
     if other is None:
         return good.open_loop("score", rate, seconds), None
-    noise: list[Measured] = []
-    sending = threading.Thread(target=lambda: noise.append(other.until_stopped("score", other_rate)))
-    sending.start()
-    try:
+    with other.driving("score", other_rate) as noise:
         step = good.open_loop("score", rate, seconds)
-    finally:
-        other.stop()
-        sending.join()
-    return step, noise[0]
+    return step, noise.result()
 
 
 def check_us() -> float:

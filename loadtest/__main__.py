@@ -3,11 +3,9 @@
 import json
 import os
 import platform
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import psutil
@@ -15,13 +13,10 @@ import typer
 from rich.console import Console
 
 from loadtest import cores, plots, rolling, show
-from loadtest.clients import GeneratorError
 from loadtest.stair import BOUND_MS
 from loadtest.suite import TITLES, Suite
-from vitrine.cli.bringup import Options, bring_up
+from vitrine.cli.bringup import Options, bring_up, ending
 from vitrine.cli.panel import Panel
-from vitrine.cli.system import RunError
-from vitrine.errors import UnavailableError
 
 # Clients hear that a server drains and leave it; this is the time they get (docs/loadtest.md, "Rolling restart").
 SETTINGS = {"drain_delay_ms": "500"}
@@ -64,9 +59,8 @@ def loadtest(
         vitrine loadtest --no-rolling --out /tmp/load
     """
     console = Console(stderr=as_json)
-    signal.signal(signal.SIGTERM, _interrupt)
     options = Options("loadtest", out, users, ads, seed, data, kafka_url, redis_url, settings=SETTINGS)
-    try:
+    with ending(console, "loadtest"):
         found = _run(
             console,
             options,
@@ -76,18 +70,8 @@ def loadtest(
             processes=processes,
             bound_ms=bound_ms,
         )
-    except KeyboardInterrupt:
-        console.print("\nstopped; nothing was left running")
-        raise typer.Exit(130) from None
-    except (RunError, UnavailableError, GeneratorError) as error:
-        Console(stderr=True).print(f"[red]vitrine loadtest:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(

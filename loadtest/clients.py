@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +23,15 @@ from loadtest import engine, traffic
 from loadtest.measured import Measured, merge
 from loadtest.traffic import Population, Targets
 from vitrine.channels import Security
+from vitrine.cli.system import RunError
 
 WARM_S = 0.3
 
 
-class GeneratorError(Exception):
+AT_MOST_S = 300.0  # of a step that its driver does not end
+
+
+class GeneratorError(RunError):
     """A generator process failed; the message is its last words."""
 
 
@@ -64,15 +70,17 @@ class Fleet:
         share = rate / len(self._children)
         return self._run({"kind": kind, "rate": share, "seconds": seconds})
 
-    def until_stopped(self, kind: str, rate: float, at_most_s: float = 300.0) -> Measured:
-        """One step without a warm-up, which another thread's `stop` ends."""
-        share = rate / len(self._children)
-        return self._run({"kind": kind, "rate": share, "seconds": at_most_s, "warm_s": 0.0})
-
-    def stop(self) -> None:
-        """End the step under way."""
-        for child in self._children:
-            self._tell(child, {"stop": True})
+    @contextmanager
+    def driving(self, kind: str, rate: float) -> Iterator["Future[Measured]"]:
+        """One step without a warm-up that lasts as long as the block; its result is there after it."""
+        step = {"kind": kind, "rate": rate / len(self._children), "seconds": AT_MOST_S, "warm_s": 0.0}
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+            driven = pool.submit(self._run, step)
+            try:
+                yield driven
+            finally:
+                for child in self._children:
+                    self._tell(child, {"stop": True})
 
     def closed_loop(self, kind: str, concurrency: int, seconds: float) -> Measured:
         """The throughput of `concurrency` callers in all."""

@@ -1,6 +1,5 @@
 """A rolling restart under load: two replicas of every service and of the worker, each ended and started in turn."""
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,14 +8,14 @@ from typing import Any
 from loadtest.clients import Fleet
 from loadtest.measured import Measured
 from loadtest.suite import CONCURRENCY, Suite
+from vitrine.cli.applications import SERVICES
 from vitrine.cli.bringup import start_worker
 from vitrine.cli.system import RunError, System
 
-MODULES = {"matching": ["services.matching", "server"], "ctr": ["services.ctr"], "ann": ["services.ann"]}
 LOAD = {"matching": "ad_flow", "ctr": "ad_flow", "worker": "ad_flow", "ann": "search"}
 SETTLE_S = 1.0  # load before, between and after restarts
 REPLICAS = 2
-PROBE_S = 1.0
+WARM_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,9 @@ class Phase:
 
 @dataclass
 class Rolling:
-    """All phases. `events_sent` and `events_applied` are the run's, from its beginning."""
+    """All phases."""
 
     phases: list[Phase] = field(default_factory=list)
-    events_sent: int = 0
-    events_applied: int = 0
-    lists: int = 0
 
     @property
     def sent(self) -> int:
@@ -49,53 +45,36 @@ class Rolling:
         phases = [
             {"restarted": phase.restarted, "load": phase.kind, **phase.step.summary()} for phase in self.phases
         ]
-        events = {"events_sent": self.events_sent, "events_applied": self.events_applied}
-        return {"sent": self.sent, "failed": self.failed, **events, "lists": self.lists, "phases": phases}
+        return {"sent": self.sent, "failed": self.failed, "phases": phases}
 
 
 def restart_all(suite: Suite, show: Callable[[str], None]) -> Rolling:
     """Restart every replica of every service in turn, under the load of LOAD at half its knee.
 
-    Where other work has come to the machine since the knee was measured, at half of what gets through now. Raises
-    RunError where a replica does not come back, or events are lost or counted twice.
+    Raises RunError where a replica does not come back.
     """
     system = suite.up.system
     for name in LOAD:
         second = _name(name, 1)
-        if second not in system.services:
-            show(f"starting a second {name}")
-            _start(system, second)
-            system.wait_serving(second)
+        show(f"starting a second {name}")
+        _start(system, second)
+        system.wait_serving(second)
     suite.pin()
-    at = {name: f"ipv4:{_addresses(system, name)}" for name in MODULES}
+    at = {name: f"ipv4:{_addresses(system, name)}" for name in SERVICES if name in LOAD}
     targets = replace(suite.targets(), **at)
     seen = Rolling()
     for name, kind in LOAD.items():
         with suite.new_fleet(targets) as fleet:
-            now = fleet.closed_loop(kind, CONCURRENCY, PROBE_S)
-            suite.up.sent += now.events
-            rate = max(1.0, 0.5 * min(suite.result.stairs[kind].knee, now.achieved))
+            warm = fleet.closed_loop(kind, CONCURRENCY, WARM_S)  # connections to all replicas, before the load
+            suite.up.sent += warm.events
+            rate = max(1.0, 0.5 * suite.result.stairs[kind].knee)
             seen.phases.append(_phase(suite, fleet, name, rate, show))
-    suite.up.wait_applied(60)
-    seen.events_sent, seen.events_applied = suite.up.sent, suite.up.applied()
-    seen.lists = suite.up.store.lists()
     return seen
 
 
 def _phase(suite: Suite, fleet: Fleet, name: str, rate: float, show: Callable[[str], None]) -> Phase:
     kind, system, restarted = LOAD[name], suite.up.system, []
-    steps: list[Measured] = []
-    errors: list[BaseException] = []
-
-    def load() -> None:
-        try:
-            steps.append(fleet.until_stopped(kind, rate))
-        except BaseException as error:
-            errors.append(error)
-
-    driving = threading.Thread(target=load, name="load")
-    driving.start()
-    try:
+    with fleet.driving(kind, rate) as driven:
         time.sleep(SETTLE_S)
         for number in range(REPLICAS):
             replica = _name(name, number)
@@ -109,13 +88,8 @@ def _phase(suite: Suite, fleet: Fleet, name: str, rate: float, show: Callable[[s
             suite.pin_service(replica)
             restarted.append(replica)
             time.sleep(SETTLE_S)
-    finally:
-        fleet.stop()
-        driving.join()
-    if errors:
-        raise errors[0]
-    suite.up.sent += steps[0].events
-    return Phase(kind, restarted, steps[0])
+    suite.up.sent += driven.result().events
+    return Phase(kind, restarted, driven.result())
 
 
 def _start(system: System, replica: str, port: str = "0") -> None:
@@ -123,7 +97,7 @@ def _start(system: System, replica: str, port: str = "0") -> None:
     if service == "worker":
         start_worker(system, replica)
     else:
-        system.start(replica, MODULES[service], {"VITRINE_PORT": port})
+        system.start(replica, SERVICES[service], {"VITRINE_PORT": port})
 
 
 def _name(service: str, number: int) -> str:

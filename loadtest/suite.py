@@ -14,6 +14,7 @@ from loadtest.shares import Shares
 from loadtest.stair import Stair, climb_together
 from loadtest.traffic import Population, Targets, build
 from vitrine.channels import Security
+from vitrine.cli.applications import SERVICES
 from vitrine.cli.bringup import Running
 from vitrine.cli.system import RunError
 from vitrine.placement import qualify
@@ -33,7 +34,7 @@ SERVERS = {
     "search": ("ann",),
     "ad_flow": ("matching", "ctr", "worker"),
 }
-TIMED = {"getmatches": ["services.matching", "server"], "score": ["services.ctr"], "search": ["services.ann"]}
+TIMED = ("getmatches", "score", "search")
 CONCURRENCY = 32  # callers of the closed loop: enough to keep a server busy, few enough not to be refused
 ROUNDS = 6  # of echo and GetMatches in turn, each first in every other
 START = 0.6  # of the closed loop's throughput: where a stair begins
@@ -191,7 +192,7 @@ class Suite:
         self._show(kind, "shares of CPU time", None)
         system, name = self.up.system, f"{kind}-timed"
         file = self.up.folder / "logs" / f"{name}.json"
-        service = system.start(name, ["loadtest.timed", str(file), *TIMED[kind]])
+        service = system.start(name, ["loadtest.timed", str(file), *SERVICES[SERVERS[kind][0]]])
         service = system.wait_serving(name)
         self.pin_service(name)
         targets = {**vars(self.targets()), SERVERS[kind][0]: service.address}

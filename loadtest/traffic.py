@@ -4,6 +4,7 @@ GetMatches, Score and Search are sent as bytes through gRPC alone, so that the g
 answer is parsed and checked. The flows go through the front ends of `examples/`, whole.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class Search(Bytes):
         return None if items == FOUND else f"wrong answer: {items} items"
 
 
-class Flow:
+class Flow(ABC):
     """A front end's whole flow on threads, with the client library a front end uses."""
 
     def __init__(self) -> None:
@@ -124,8 +125,9 @@ class Flow:
     def send(self, number: int) -> Pending:
         return self._pool.submit(self.run, number)
 
+    @abstractmethod
     def run(self, number: int) -> str | None:
-        raise NotImplementedError
+        """One flow, on a thread of its own: what was wrong, None where nothing was."""
 
     def wrong(self, number: int, answer: str | None) -> str | None:
         return answer

@@ -23,6 +23,7 @@ from matching_kit import (
     small_towers,
 )
 
+from tests.waiting import wait_for
 from vitrine.api.events.v1.events_pb2 import DeadLetter, UserEvent
 from vitrine.artifacts import ArtifactStore
 from vitrine.matching.events import RecordError, parse_event
@@ -202,13 +203,6 @@ def live(stack: EmbeddedStack, namespace: str, folder: Path) -> Iterator[Live]:
         yield run
     finally:
         run.close()
-
-
-def wait_for(done, timeout_s: float, describe=lambda: "it did not happen") -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline, f"after {timeout_s:.0f} s: {describe()}"
-        time.sleep(0.05)
 
 
 def partition_of(user_id: int) -> int:

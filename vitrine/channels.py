@@ -64,9 +64,27 @@ class Security:
 _FROM_ENVIRONMENT = ("ca", "cert", "key", "token_file")
 
 
+# One channel a target and security in this process, counted by its users.
+_lock = threading.Lock()
+_open: dict[tuple[str, Security | None], tuple[Channel, int]] = {}
+
+
 def take(target: str, security: Security | None) -> Channel:
     """A share in the channel to `target`. Raises ValueError naming the file of `security` that cannot be used."""
-    return _Channels.take(target, security)
+    with _lock:
+        channel, users = _open.get((target, security)) or (Channel(target, security), 0)
+        _open[target, security] = channel, users + 1
+        return channel
+
+
+def give_back(target: str, security: Security | None) -> None:
+    """Returns a share; the last one closes the channel."""
+    with _lock:
+        channel, users = _open.pop((target, security))
+        if users > 1:
+            _open[target, security] = channel, users - 1
+        else:
+            channel.close()
 
 
 class Channel:
@@ -202,34 +220,6 @@ class Channel:
         return (("authorization", f"Bearer {self._token}"),) if self._token else None
 
 
-class _Channels:
-    """One channel a target and security in this process, counted by its users."""
-
-    _lock = threading.Lock()
-    _open: ClassVar[dict[tuple[str, Security | None], tuple[Channel, int]]] = {}
-
-    @classmethod
-    def take(cls, target: str, security: Security | None) -> Channel:
-        with cls._lock:
-            channel, users = cls._open.get((target, security)) or (Channel(target, security), 0)
-            cls._open[target, security] = channel, users + 1
-            return channel
-
-    @classmethod
-    def give_back(cls, target: str, security: Security | None) -> None:
-        with cls._lock:
-            channel, users = cls._open.pop((target, security))
-            if users > 1:
-                cls._open[target, security] = channel, users - 1
-            else:
-                channel.close()
-
-
-def give_back(target: str, security: Security | None) -> None:
-    """Returns a share; the last one closes the channel."""
-    _Channels.give_back(target, security)
-
-
 def _read(name: str, path: str) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -243,14 +233,15 @@ def _check_pems(security: Security) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(security.ca)
-    except ssl.SSLError as error:
+    except OSError as error:
         raise ValueError(f"ca: {security.ca} holds no PEM certificate") from error
     if security.cert is not None:
         try:
-            context.load_cert_chain(security.cert, security.key)
-        except ssl.SSLError as error:
+            # Without a password here OpenSSL would ask for one at the terminal.
+            context.load_cert_chain(security.cert, security.key, password="")
+        except OSError as error:
             raise ValueError(
-                f"cert, key: {security.cert} and {security.key} are not a pair of PEM files"
+                f"cert, key: {security.cert} and {security.key} are not a pair of PEM files without a password"
             ) from error
 
 

@@ -14,12 +14,12 @@ from services.console.settings import ConsoleSettings, parse_pages
 from services.console.shown import Names, Photos
 from services.console.uploads import Uploads
 from vitrine.ann import embeddings
-from vitrine.artifacts import ArtifactStore, LocalArtifact, Manifest, Watcher
+from vitrine.artifacts import ArtifactStore, LocalArtifact, Manifest
 from vitrine.channels import Security
 from vitrine.client import AnnClient, CtrClient, MatchingClient
 from vitrine.errors import UnavailableError
 from vitrine.matching import catalog
-from vitrine.runtime import metrics
+from vitrine.runtime import follow
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ _NEWEST = 6  # versions of an artifact that are shown
 
 
 class Followed(Generic[T]):
-    """The version of an artifact that a ref names, or why there is none."""
+    """The version of an artifact that a ref names, or why there is none: pages do without."""
 
     def __init__(
         self,
@@ -36,41 +36,34 @@ class Followed(Generic[T]):
         load: Callable[[LocalArtifact], T],
         *,
         schema: int,
+        trainer: str,
         config: ConsoleSettings,
     ) -> None:
         self.current: T | None = None
-        self._name, self._load, self._refused = name, load, ""
-        self._watcher = store and Watcher(
-            store,
-            name,
-            self._swap,
-            max_schema=schema,
-            ref=config.ref,
-            interval_s=config.poll_s,
-            on_refused=self._note_refusal,
+        self._name, self._load = name, load
+        self._followed = store and follow.Followed(
+            config, store, name, self._take, max_schema=schema, trainer=trainer
         )
 
     @property
     def trouble(self) -> str | None:
         """Why there is nothing, or not the newest; None where all is well."""
-        if self._watcher is None:
+        if self._followed is None:
             return f"the console was started without VITRINE_STORE, so there is no {self._name}"
-        if self._watcher.refused:
-            return self._refused
-        if self.current is not None:
-            return None
-        return f"no {self._name} has been read from the store yet"
+        return self.refusal or (None if self.current is not None else self._followed.why_not_ready)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the version that the ref names is not shown; None where it is."""
+        return None if self._followed is None else self._followed.refusal
 
     def close(self) -> None:
-        if self._watcher is not None:
-            self._watcher.close(2)
+        if self._followed is not None:
+            self._followed.close(2)
 
-    def _swap(self, artifact: LocalArtifact) -> None:
+    def _take(self, artifact: LocalArtifact) -> T:
         self.current = self._load(artifact)
-        metrics.artifact_served(self._name, artifact.manifest.version)
-
-    def _note_refusal(self, version: str, reason: str) -> None:
-        self._refused = f"{self._name} {version} is refused: {reason}"
+        return self.current
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,6 @@ class Published:
 
     manifests: list[Manifest] = field(default_factory=list)
     refs: dict[str, dict[str, str]] = field(default_factory=dict)
-    older: dict[str, int] = field(default_factory=dict)
 
 
 class Shelf:
@@ -103,7 +95,6 @@ class Shelf:
             versions = store.versions(name)
             found.refs[name] = store.refs(name)
             wanted = list(dict.fromkeys([*found.refs[name].values(), *reversed(versions[-_NEWEST:])]))
-            found.older[name] = len(versions)
             for version in wanted:
                 if version in versions:
                     found.manifests.append(self._manifest(store, name, version))
@@ -126,13 +117,17 @@ class Backend:
         self.config = config
         self.store = None
         if config.store:
-            self.store = ArtifactStore(config.store, namespace=config.namespace, cache=config.cache)
+            self.store = follow.open_store(config)
         timeout = {"timeout_s": config.timeout_s, "security": security}
         self.ann = AnnClient(config.ann_address, **timeout) if config.ann_address else None
         self.matching = MatchingClient(config.matching_address, **timeout) if config.matching_address else None
         self.ctr = CtrClient(config.ctr_address, **timeout) if config.ctr_address else None
-        self.names = Followed(self.store, catalog.KIND, Names.load, schema=catalog.SCHEMA, config=config)
-        self.photos = Followed(self.store, embeddings.KIND, Photos.load, schema=embeddings.SCHEMA, config=config)
+        self.names = Followed(
+            self.store, catalog.KIND, Names.load, schema=catalog.SCHEMA, trainer="catalog", config=config
+        )
+        self.photos = Followed(
+            self.store, embeddings.KIND, Photos.load, schema=embeddings.SCHEMA, trainer="softmax", config=config
+        )
         self.shelf = Shelf(self.store, wait_s=config.timeout_s)
         self.sender = Sender(config.kafka_url, config.namespace, timeout_s=config.timeout_s)
         self.letters = Letters(config.kafka_url, config.namespace, timeout_s=config.timeout_s)
@@ -164,5 +159,5 @@ def _tls(security: Security | None) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(cafile=security.ca)
     if security.cert is not None:
-        context.load_cert_chain(security.cert, security.key)
+        context.load_cert_chain(security.cert, security.key, password="")
     return context

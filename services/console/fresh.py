@@ -29,9 +29,6 @@ class Fresh(Generic[T]):
     def get(self) -> T:
         """The answer."""
         with self._lock:
-            if self._asking is not None and self._asking.done():
-                self._answer, self._asking = self._asking, None
-                self._at = time.monotonic()
             if self._answer is not None and time.monotonic() - self._at <= self._fresh_s:
                 return self._answer.result()
             if self._asking is None:
@@ -50,3 +47,5 @@ class Fresh(Generic[T]):
             asking.set_result(self._ask())
         except Exception as error:
             asking.set_exception(error)
+        with self._lock:  # its age counts from its coming, not from the next question
+            self._answer, self._asking, self._at = asking, None, time.monotonic()

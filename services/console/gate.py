@@ -23,7 +23,7 @@ READ, EVENTS = "console/read", "console/events"
 
 _FREE = ("/static/", "/sign-in", "/sign-out")
 _PARTS_OF_A_PAGE = ("/photos/", "/uploads/")  # not calls of their own: a page's one call has paid for them
-_NEXT = re.compile(r"/(search|user|why|system)([/?][\x21-\x7e]{0,500})?")
+_NEXT = re.compile(r"/(search|user|why|system)([/?][\x21-\x5b\x5d-\x7e]{0,500})?")  # no backslash
 
 _TOLD: dict[str, tuple[str, str, int]] = {
     "no_token": ("Not signed in", "Give a token.", 401),
@@ -33,6 +33,11 @@ _TOLD: dict[str, tuple[str, str, int]] = {
 }
 
 Refuse = Callable[[Request, Trouble], Response]
+
+
+def landing(next: str) -> str:
+    """Where sign-in leads: the page of this console that was wanted, else the first."""
+    return next if _NEXT.fullmatch(next) else "/search"
 
 
 class Gate:
@@ -130,7 +135,7 @@ class SignIn:
             audit.record("console.sign-in", "console", caller="", outcome="failed", reason=str(refusal))
             raise Trouble(*_TOLD[refusal.reason]) from refusal
         audit.record("console.sign-in", "console", caller=caller.name)
-        answer = RedirectResponse(next if _NEXT.fullmatch(next) else "/search", 303)
+        answer = RedirectResponse(landing(next), 303)
         secure = request.url.scheme == "https"
         answer.set_cookie(
             _cookie_name(request),

@@ -65,7 +65,9 @@ class Letters:
         consumer.seek(place, max(first, end - _SHOWN))
         letters: list[DeadLetter] = []
         deadline = time.monotonic() + self._timeout_s
-        while (consumer.position(place, timeout_ms=wait_ms) or 0) < end and time.monotonic() < deadline:
+        while (consumer.position(place, timeout_ms=wait_ms) or 0) < end:
+            if time.monotonic() >= deadline:
+                raise UnavailableError(f"Kafka did not show {self._topic} within {self._timeout_s:g} s")
             for record in consumer.poll(timeout_ms=100).get(place, ()):
                 try:
                     letters.append(DeadLetter.FromString(record.value or b""))

@@ -56,7 +56,6 @@ class Shelved:
     """Artifacts and their lineage; trouble where the store cannot tell."""
 
     rows: list[VersionRow]
-    counts: dict[str, int]
     wide: Any = ""
     narrow: Any = ""
     trouble: str = ""
@@ -89,7 +88,7 @@ def artifacts(backend: Backend) -> Shelved:
     try:
         published = backend.shelf.published()
     except (UnavailableError, ArtifactError) as error:
-        return Shelved([], {}, trouble=str(error))
+        return Shelved([], trouble=str(error))
     statuses = backend.scraper.statuses()
     serving: dict[tuple[str, str], list[str]] = {}
     for status in statuses:
@@ -105,7 +104,7 @@ def artifacts(backend: Backend) -> Shelved:
         for m in published.manifests
     ]
     nodes = lineage.graph(published.manifests, published.refs, statuses)
-    return Shelved(rows, published.older, lineage.draw_wide(nodes), lineage.draw_narrow(nodes))
+    return Shelved(rows, lineage.draw_wide(nodes), lineage.draw_narrow(nodes))
 
 
 def letters(backend: Backend) -> tuple[Box | None, str]:

@@ -57,7 +57,6 @@ class Results:
     seconds: float
     curve: recall.Curve | None
     measuring: bool
-    slider: int = recall.SLIDER
     chart: Any = field(default="")
 
     @property

@@ -29,7 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "console",
         HttpFront(config, Console(backend, known).application),
         callers=known,
-        degraded={"catalog": lambda: backend.names.trouble, "photos": lambda: backend.photos.trouble},
+        degraded={
+            "catalog": lambda: backend.names.trouble,
+            "photos": lambda: backend.photos.trouble,
+            "catalog_version": lambda: backend.names.refusal,
+            "photos_version": lambda: backend.photos.refusal,
+        },
         on_drain=[backend.close],
     )
     return run(process)

@@ -1,16 +1,15 @@
 """Settings of the console: where the services, their metrics pages, the store and Kafka are; all may be missing."""
 
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from vitrine.runtime.settings import Settings
+from vitrine.runtime.follow import RefSettings
 
 _MOST_PAGES = 64
 
 
-class ConsoleSettings(Settings):
+class ConsoleSettings(RefSettings):
     """What the console can be told. What is not given is said on the pages that would need it."""
 
     ann_address: str = Field("", description="gRPC address of the ann service, host:port.")
@@ -19,9 +18,6 @@ class ConsoleSettings(Settings):
     metrics_pages: str = Field("", description="Metrics pages to watch: name=http://host:port/metrics, by commas.")
     scrape_s: float = Field(5, ge=0.2, le=300, description="Time between looks at the metrics pages.")
     timeout_s: float = Field(2, gt=0, le=60, description="Wait for a service, Kafka or a metrics page.")
-    ref: str = Field("stable", min_length=1, description="Ref of the artifacts that names and photos come from.")
-    poll_s: float = Field(2, gt=0, description="Time between looks whether the ref names another version.")
-    cache: Path | None = Field(None, description="Folder for fetched artifacts; the user's cache folder if unset.")
     session_s: float = Field(8 * 3600, gt=0, description="Time after which a sign-in ends.")
 
     @field_validator("metrics_pages")

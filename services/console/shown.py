@@ -90,9 +90,6 @@ class Names:
         """(id, title) of ads whose title holds the text, in any case."""
         return self._titles.search(text, most)
 
-    def knows_ad(self, ad_id: int) -> bool:
-        return bool(self.catalog.ad_ordinals([ad_id])[1][0])
-
     @cached_property
     def crowds_by_size(self) -> list[tuple[int, str]]:
         """(id, name) of the 200 crowds that most ads bid on."""

@@ -10,7 +10,7 @@ from services.console.events import KINDS, Fired, user_event
 from services.console.inputs import InputError, an_id
 from services.console.shown import Names
 from services.console.trouble import Trouble, calling, need
-from vitrine.client import InvalidArgumentError, Matches, MatchingClient, NotFoundError, Source, VitrineError
+from vitrine.client import InvalidArgumentError, Matches, MatchingClient, Source, VitrineError
 from vitrine.errors import UnavailableError
 from vitrine.runtime import audit, tracing
 
@@ -50,7 +50,6 @@ class Weight:
     id: int
     name: str
     photo: bool
-    weight: float
     share: float
 
 
@@ -228,7 +227,7 @@ def _state(
             floor = explained.floor_value
             for crowd in explained.user_crowds.tolist():
                 weights["crowd"].setdefault(crowd, 0.0)
-        except (VitrineError, NotFoundError):
+        except VitrineError:
             pass  # the list is of another catalog than the server's; the features still say most
     crowds = [(id, names.crowd(id) if names else f"crowd {id}", False, w) for id, w in weights["crowd"].items()]
     items = [
@@ -241,7 +240,7 @@ def _state(
 def _ranked(found: list[tuple[int, str, bool, float]]) -> list[Weight]:
     largest = max((weight for *_, weight in found), default=0.0) or 1.0
     ordered = sorted(found, key=lambda each: (-each[3], each[0]))
-    return [Weight(id, name, photo, weight, weight / largest) for id, name, photo, weight in ordered]
+    return [Weight(id, name, photo, weight / largest) for id, name, photo, weight in ordered]
 
 
 def _target_name(names: Names | None, kind: str, target: int) -> str:

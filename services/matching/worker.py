@@ -75,7 +75,7 @@ class Work:
 
     def redis_contact(self) -> dict[str, float]:
         """For the metric. A worker without partitions asks Redis nothing, and has no sample."""
-        asks = self.redis_lost is not None or (self.loop is not None and self.loop.lag())
+        asks = self.redis_lost is not None or (self.loop is not None and self.loop.backlog.records())
         return {"": time.monotonic() - self._redis_contact} if asks else {}
 
     def assigned(self, partitions: list[int]) -> Mapping[int, int]:

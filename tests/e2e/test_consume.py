@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
+from tests.waiting import wait_for
 from vitrine.api.events.v1 import events_pb2
 from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.placement import bucket_of, partition_of_bucket, qualify
@@ -126,13 +127,6 @@ def running(kafka: EmbeddedStack, topic: str, worker: Worker, **options: object)
         one.stop()
 
 
-def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.02)
-
-
 def send(url: str, topic: str, values: Sequence[int]) -> None:
     out = producer(url)
     try:
@@ -151,9 +145,9 @@ def test_every_record_arrives_once_in_the_partition_of_its_bucket(kafka: Embedde
     worker = Worker(Watermarks())
     send(kafka.kafka_url, topic, range(1, 301))
     with running(kafka, topic, worker, member="a") as one:
-        until(lambda: worker.marks.count() == 300)
+        wait_for(lambda: worker.marks.count() == 300)
         assert one.loop.partitions == list(range(_PARTITIONS))
-        until(lambda: one.loop.lag() == dict.fromkeys(range(_PARTITIONS), 0))
+        wait_for(lambda: one.loop.backlog.records() == dict.fromkeys(range(_PARTITIONS), 0))
         assert one.loop.seconds_since_contact < 60
     assert worker.marks.values() == expected(range(1, 301))
     for partition, values in worker.marks.applied.items():
@@ -171,7 +165,7 @@ def test_records_carry_the_brokers_append_time(kafka: EmbeddedStack, topic: str)
         consumer.assign([place])
         consumer.seek(place, sent.offset)
         records = []
-        until(lambda: records.extend(consumer.poll(timeout_ms=100).get(place, ())) or records)
+        wait_for(lambda: records.extend(consumer.poll(timeout_ms=100).get(place, ())) or records)
         assert abs(records[0].timestamp / 1000 - time.time()) < 3600
     finally:
         consumer.close()
@@ -181,11 +175,11 @@ def test_reading_starts_where_the_handler_says(kafka: EmbeddedStack, topic: str)
     send(kafka.kafka_url, topic, range(1, 201))
     first = Worker(Watermarks())
     with running(kafka, topic, first):
-        until(lambda: first.marks.count() == 200)
+        wait_for(lambda: first.marks.count() == 200)
     second = Worker(Watermarks())
     second.marks.next = {p: at - 3 for p, at in first.marks.next.items()}
     with running(kafka, topic, second):
-        until(lambda: second.marks.next == first.marks.next)
+        wait_for(lambda: second.marks.next == first.marks.next)
     assert second.marks.applied == {p: values[-3:] for p, values in first.marks.applied.items()}
 
 
@@ -201,9 +195,9 @@ def test_seek_from_within_a_batch_repeats_records(kafka: EmbeddedStack, topic: s
 
     worker = Again(Watermarks())
     with running(kafka, topic, worker) as one:
-        until(lambda: one.loop.partitions)
+        wait_for(lambda: one.loop.partitions)
         send(kafka.kafka_url, topic, [7])
-        until(lambda: len(seen) == 2)
+        wait_for(lambda: len(seen) == 2)
     assert seen == [0, 0]
 
 
@@ -212,18 +206,18 @@ def test_a_broker_killed_in_mid_stream_costs_nothing(kafka: EmbeddedStack, topic
     before = cluster_id(kafka.kafka_url)
     with running(kafka, topic, worker, member="a") as one:
         send(kafka.kafka_url, topic, range(1, 101))
-        until(lambda: worker.marks.count() > 0)
+        wait_for(lambda: worker.marks.count() > 0)
         out = producer(kafka.kafka_url)
         futures = [out.send(topic, key=key_of(v), value=b"%d" % v) for v in range(101, 201)]
         kafka.kill_kafka()
         futures += [out.send(topic, key=key_of(v), value=b"%d" % v) for v in range(201, 301)]
-        until(lambda: one.loop.seconds_since_contact > 3)
+        wait_for(lambda: one.loop.seconds_since_contact > 3)
         kafka.start_kafka()
         for future in futures:
             future.get(timeout=60)
         out.close()
-        until(lambda: worker.marks.count() == 300)
-        until(lambda: one.loop.seconds_since_contact < 3)
+        wait_for(lambda: worker.marks.count() == 300)
+        wait_for(lambda: one.loop.seconds_since_contact < 3)
     assert worker.marks.values() == expected(range(1, 301))
     assert worker.gaps == []
     assert one.error is None
@@ -259,15 +253,15 @@ def test_a_static_member_killed_and_restarted_gets_its_partitions_and_nobody_els
 
     child, lines = start()
     try:
-        until(lambda: of(lines) == list(range(_PARTITIONS)))
+        wait_for(lambda: of(lines) == list(range(_PARTITIONS)))
         with running(kafka, topic, other, member="other") as one:
-            until(lambda: len(of(lines)) == 2 and len(one.loop.partitions) == 2)
+            wait_for(lambda: len(of(lines)) == 2 and len(one.loop.partitions) == 2)
             held, calls = of(lines), list(other.calls)
             child.kill()
             child.wait()
             child, lines = start()
-            until(lambda: of(lines) == held)
-            until(lambda: other.idles > 3)
+            wait_for(lambda: of(lines) == held)
+            wait_for(lambda: other.idles > 3)
             assert other.calls == calls
             assert one.loop.partitions == [p for p in range(_PARTITIONS) if p not in held]
     finally:
@@ -282,8 +276,8 @@ def test_a_static_member_that_stops_in_order_leaves_its_partitions_to_the_others
     session = {"session_timeout_ms": 60_000}  # what the others would wait for a member that says nothing
     with running(kafka, topic, stays, member="stays", **session) as one:
         with running(kafka, topic, goes, member="goes", **session) as two:
-            until(lambda: _shared(one, two))
-        until(lambda: len(one.loop.partitions) == _PARTITIONS, timeout_s=20)
+            wait_for(lambda: _shared(one, two))
+        wait_for(lambda: len(one.loop.partitions) == _PARTITIONS, timeout_s=20)
         assert two.error is None
         assert one.error is None
 
@@ -291,10 +285,10 @@ def test_a_static_member_that_stops_in_order_leaves_its_partitions_to_the_others
 def test_a_second_process_of_the_same_member_name_ends_the_first(kafka: EmbeddedStack, topic: str) -> None:
     first, second = Worker(Watermarks()), Worker(Watermarks())
     with running(kafka, topic, first, member="twin") as one:
-        until(lambda: one.loop.partitions)
+        wait_for(lambda: one.loop.partitions)
         with running(kafka, topic, second, member="twin") as two:
-            until(lambda: len(two.loop.partitions) == _PARTITIONS)
-            until(lambda: one.error is not None)
+            wait_for(lambda: len(two.loop.partitions) == _PARTITIONS)
+            wait_for(lambda: one.error is not None)
             assert isinstance(one.error, MemberTakenError)
             assert two.error is None
 
@@ -305,18 +299,18 @@ def test_members_that_join_and_leave_lose_no_record_and_no_partition(kafka: Embe
     sender = threading.Thread(target=_send_slowly, args=(kafka.kafka_url, topic, total))
     workers = [Worker(marks) for _ in range(5)]
     with running(kafka, topic, workers[0]) as stays:
-        until(lambda: len(stays.loop.partitions) == _PARTITIONS)
+        wait_for(lambda: len(stays.loop.partitions) == _PARTITIONS)
         sender.start()
         for worker in workers[1:4]:
             with running(kafka, topic, worker) as guest:
-                until(lambda: _shared(stays, guest))
-            until(lambda: len(stays.loop.partitions) == _PARTITIONS)
+                wait_for(lambda: _shared(stays, guest))
+            wait_for(lambda: len(stays.loop.partitions) == _PARTITIONS)
         with running(kafka, topic, workers[4]) as heir:
-            until(lambda: _shared(stays, heir))
+            wait_for(lambda: _shared(stays, heir))
             stays.stop()
-            until(lambda: len(heir.loop.partitions) == _PARTITIONS)
+            wait_for(lambda: len(heir.loop.partitions) == _PARTITIONS)
             sender.join()
-            until(lambda: marks.count() == total)
+            wait_for(lambda: marks.count() == total)
             assert heir.error is None
     assert marks.values() == expected(range(1, total + 1))
     assert [worker.gaps for worker in workers] == [[]] * 5
@@ -329,9 +323,9 @@ def test_a_partition_is_revoked_before_another_member_is_assigned_it(kafka: Embe
     for name, worker in (("first", first), ("second", second)):
         worker.calls = _Journal(name, order)
     with running(kafka, topic, first) as one:
-        until(lambda: len(one.loop.partitions) == _PARTITIONS)
+        wait_for(lambda: len(one.loop.partitions) == _PARTITIONS)
         with running(kafka, topic, second) as two:
-            until(lambda: _shared(one, two))
+            wait_for(lambda: _shared(one, two))
     owner: dict[int, str] = {}
     for name, kind, partitions in order:
         for partition in partitions:
@@ -344,17 +338,17 @@ def test_a_partition_is_revoked_before_another_member_is_assigned_it(kafka: Embe
 def test_nothing_is_read_while_paused_and_membership_is_kept(kafka: EmbeddedStack, topic: str) -> None:
     worker = Worker(Watermarks())
     with running(kafka, topic, worker, session_timeout_ms=1_000, heartbeat_interval_ms=200) as one:
-        until(lambda: one.loop.partitions)
+        wait_for(lambda: one.loop.partitions)
         one.loop.pause()
         idles = worker.idles
-        until(lambda: worker.idles > idles)  # the poll in flight is over
+        wait_for(lambda: worker.idles > idles)  # the poll in flight is over
         send(kafka.kafka_url, topic, range(1, 51))
-        until(lambda: worker.idles > idles + 4)  # longer than the session
+        wait_for(lambda: worker.idles > idles + 4)  # longer than the session
         assert one.loop.paused
         assert worker.marks.count() == 0
         assert worker.calls == [("assigned", list(range(_PARTITIONS)))]
         one.loop.resume()
-        until(lambda: worker.marks.count() == 50)
+        wait_for(lambda: worker.marks.count() == 50)
     assert [kind for kind, _ in worker.calls] == ["assigned", "revoked"]
 
 
@@ -365,16 +359,16 @@ def test_a_handler_that_is_unavailable_is_asked_again_and_goes_on_from_its_water
     worker.available = False
     send(kafka.kafka_url, topic, range(1, 101))
     with running(kafka, topic, worker) as one:
-        until(lambda: one.loop.paused)
+        wait_for(lambda: one.loop.paused)
         assert one.loop.partitions == []
         worker.available = True
-        until(lambda: worker.marks.count() == 100)
+        wait_for(lambda: worker.marks.count() == 100)
         worker.available = False
         send(kafka.kafka_url, topic, range(101, 201))
-        until(lambda: one.loop.paused)
+        wait_for(lambda: one.loop.paused)
         assert worker.marks.count() == 100
         worker.available = True
-        until(lambda: worker.marks.count() == 200)
+        wait_for(lambda: worker.marks.count() == 200)
         assert not one.loop.paused
     assert worker.gaps == []
     assert one.error is None
@@ -383,14 +377,14 @@ def test_a_handler_that_is_unavailable_is_asked_again_and_goes_on_from_its_water
 def test_a_handler_hears_of_partitions_that_leave_while_it_is_unavailable(kafka: EmbeddedStack, topic: str) -> None:
     first, second = Worker(Watermarks()), Worker(Watermarks())
     with running(kafka, topic, first) as one:
-        until(lambda: len(one.loop.partitions) == _PARTITIONS)
+        wait_for(lambda: len(one.loop.partitions) == _PARTITIONS)
         first.available = False
-        until(lambda: one.loop.paused)
+        wait_for(lambda: one.loop.paused)
         with running(kafka, topic, second) as two:
-            until(lambda: len(two.loop.partitions) == 2)
+            wait_for(lambda: len(two.loop.partitions) == 2)
             assert first.calls[1:] == [("revoked", two.loop.partitions)]
             first.available = True
-            until(lambda: _shared(one, two))
+            wait_for(lambda: _shared(one, two))
 
 
 @pytest.mark.parametrize("wanted", ["deleted", "never written"])
@@ -398,7 +392,7 @@ def test_a_lost_log_ends_the_loop_loudly(kafka: EmbeddedStack, topic: str, wante
     send(kafka.kafka_url, topic, range(1, 101))
     read = Worker(Watermarks())
     with running(kafka, topic, read):
-        until(lambda: read.marks.count() == 100)
+        wait_for(lambda: read.marks.count() == 100)
     end = read.marks.next[2]
     if wanted == "deleted":
         with admin(kafka.kafka_url) as client:
@@ -438,7 +432,7 @@ def test_a_dead_letter_says_where_it_came_from_and_is_one_key(kafka: EmbeddedSta
         consumer.assign([place])
         consumer.seek(place, 0)
         records: list[Record] = []
-        until(lambda: records.extend(consumer.poll(timeout_ms=100).get(place, ())) or len(records) == 2)
+        wait_for(lambda: records.extend(consumer.poll(timeout_ms=100).get(place, ())) or len(records) == 2)
     finally:
         consumer.close()
     assert {record.key for record in records} == {b"user-events/3/17"}

@@ -112,7 +112,7 @@ def test_a_stair_ends_at_a_knee_and_draws_it(whole, tmp_path):
     assert (tmp_path / "latency-by-rate.png").exists()
 
 
-def locust(environment, folder, *users: str) -> tuple[int, list[dict], str]:
+def locust(environment, *users: str) -> tuple[int, list[dict], str]:
     command = [
         sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless",
         "--users", "10", "--spawn-rate", "10", "--run-time", "4s", "--json", "--only-summary", *users,
@@ -124,7 +124,7 @@ def locust(environment, folder, *users: str) -> tuple[int, list[dict], str]:
 
 
 def test_locust_drives_three_services_and_both_flows(whole, tmp_path):
-    code, rows, said = locust(whole.environment(), tmp_path)
+    code, rows, said = locust(whole.environment())
     assert code == 0, said
     calls = {row["name"]: row for row in rows}
     assert set(calls) >= {"GetMatches", "Score", "Search", "search front end", "ad front end"}
@@ -132,7 +132,7 @@ def test_locust_drives_three_services_and_both_flows(whole, tmp_path):
 
 
 def test_locust_says_so_where_calls_fail(whole, tmp_path):
-    code, rows, _ = locust(whole.environment() | {"VITRINE_CTR_ADDRESS": "127.0.0.1:1"}, tmp_path, "Scoring")
+    code, rows, _ = locust(whole.environment() | {"VITRINE_CTR_ADDRESS": "127.0.0.1:1"}, "Scoring")
     assert code == 1
     assert all(row["num_failures"] == row["num_requests"] > 0 for row in rows)
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import socket
 import time
 import urllib.error
 import urllib.parse
@@ -18,10 +17,10 @@ import pytest
 import yaml
 from ann_kit import small_index, unit_vectors
 from console_kit import System, whole_system
-from matching_live import wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from promql import OBSERVABILITY, expressions, read, recorded
 
+from tests.waiting import wait_for
 from vitrine.api.matching.v1 import matching_pb2 as pb
 from vitrine.artifacts import ArtifactStore
 from vitrine.channels import Security
@@ -30,6 +29,7 @@ from vitrine.data.pictures import CATEGORIES, draw
 from vitrine.placement import qualify
 from vitrine.runtime import process
 from vitrine.runtime.embedded import EmbeddedStack
+from vitrine.runtime.local_servers import free_ports
 
 JOBS = ("ann", "matching", "worker", "ctr", "console")
 TOKEN = "metrics-test"  # noqa: S105
@@ -208,7 +208,7 @@ def prometheus(system: System, tmp_path: Path) -> Iterator[str]:
         del job["dns_sd_configs"]
         job["static_configs"] = [{"targets": [pages[job["job_name"]]]}]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     log = (tmp_path / "prometheus.log").open("wb")
     started = process.spawn(
         ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb",
@@ -219,12 +219,6 @@ def prometheus(system: System, tmp_path: Path) -> Iterator[str]:
     finally:
         process.stop(started)
         log.close()
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def ask(prometheus: str, path: str, **query: str) -> Mapping:

@@ -1,12 +1,12 @@
 """Compacted topics read whole, and the making of topics, against a real broker."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 
+from tests.waiting import wait_for
 from vitrine.errors import FieldError
 from vitrine.placement import qualify
 from vitrine.runtime import topics
@@ -46,13 +46,6 @@ class Table:
             self.rows[key] = value
 
 
-def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.02)
-
-
 def write(kafka: EmbeddedStack, topic: str, *records: tuple[bytes | None, bytes | None]) -> None:
     out = producer(kafka.kafka_url)
     try:
@@ -71,7 +64,7 @@ def test_a_tail_reads_what_there_is_says_so_and_goes_on(kafka: EmbeddedStack, to
         assert table.rows == {b"1": b"c"}
         assert tail.position == 4
         write(kafka, topic, (b"3", b"d"))
-        until(lambda: table.rows.get(b"3") == b"d")
+        wait_for(lambda: table.rows.get(b"3") == b"d")
         assert tail.position == 5
         assert tail.error is None
     finally:
@@ -133,8 +126,8 @@ def test_a_tail_outlives_a_restart_of_the_broker(kafka: EmbeddedStack, topic: st
         tail.wait_caught_up(60)
         kafka.restart_kafka()
         write(kafka, topic, (b"1", b"a"))
-        until(lambda: table.rows == {b"1": b"a"})
-        until(lambda: tail.seconds_since_contact < 3)
+        wait_for(lambda: table.rows == {b"1": b"a"})
+        wait_for(lambda: tail.seconds_since_contact < 3)
         assert tail.error is None
     finally:
         tail.close()
@@ -153,12 +146,12 @@ def test_a_tail_waits_for_a_topic_that_is_made_after_its_start(
     table = Table()
     tail = Tail(kafka.kafka_url, qualify(namespace, topics.AD_UPDATES), table.apply)
     try:
-        until(lambda: len(asked) > 1)
+        wait_for(lambda: len(asked) > 1)
         assert not tail.caught_up.is_set()
         topics.create(kafka.kafka_url, namespace, 4)
         tail.wait_caught_up(60)
         write(kafka, tail.topic, (b"1", b"a"))
-        until(lambda: table.rows == {b"1": b"a"})
+        wait_for(lambda: table.rows == {b"1": b"a"})
     finally:
         tail.close()
 

@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import grpc
@@ -16,6 +15,7 @@ import pytest
 
 from tests.security_kit import Authority
 from tests.small_ctr_server import SERVICE, running
+from tests.waiting import wait_for
 from vitrine.api.ctr.v1 import ctr_pb2, ctr_pb2_grpc
 from vitrine.client import (
     CtrClient,
@@ -152,12 +152,6 @@ def test_certificates_and_callers_are_replaced_under_load_without_a_failed_call(
         host, port = secured.address.split(":")
         return ssl.get_server_certificate((host, int(port)))
 
-    def eventually(condition):
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline, "it did not happen"
-            time.sleep(0.05)
-
     callers_at_work = [threading.Thread(target=keep_calling, args=(kind,)) for kind in (0, 1, 1, 1)]
     for thread in callers_at_work:
         thread.start()
@@ -165,7 +159,7 @@ def test_certificates_and_callers_are_replaced_under_load_without_a_failed_call(
         for turn in range(2):
             secured.own.replace_by(authority.server(f"turn{turn}"))
             callers.write_text(CALLERS + entry(f"newcomer{turn}"))
-            eventually(lambda: serial() == secured.own.cert.read_text())
+            wait_for(lambda: serial() == secured.own.cert.read_text())
             newcomer = Security(ca=security.ca, token=f"token-of-newcomer{turn}")
 
             def known(newcomer=newcomer):
@@ -174,12 +168,12 @@ def test_certificates_and_callers_are_replaced_under_load_without_a_failed_call(
                 except UnauthenticatedError:
                     return False
 
-            eventually(known)
+            wait_for(known)
             callers.write_text("[[callers]]\nname =")  # a slip: refused, and the version before is used on
-            eventually(lambda: secured.sample("vitrine_degraded", reason="callers") == 1)
+            wait_for(lambda: secured.sample("vitrine_degraded", reason="callers") == 1)
             assert known()
             callers.write_text(CALLERS)
-            eventually(lambda: secured.sample("vitrine_degraded", reason="callers") == 0)
+            wait_for(lambda: secured.sample("vitrine_degraded", reason="callers") == 0)
     finally:
         done.set()
         for thread in callers_at_work:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.small_ctr_server import SERVICE, SmallCtr
+from tests.waiting import wait_for
 from vitrine import channels
 from vitrine.api.ctr.v1 import ctr_pb2, ctr_pb2_grpc
 from vitrine.cli import app
@@ -209,13 +210,6 @@ def test_the_behaviour_knows_its_caller(start, tmp_path):
     assert seen == ["one", "two"]
 
 
-def eventually(condition, within_s=30):
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 def test_the_file_is_read_again_and_a_bad_version_is_refused_with_the_reason_shown(start):
     def degraded():
         return metrics.REGISTRY.get_sample_value("vitrine_degraded", {"reason": "callers"})
@@ -229,14 +223,14 @@ def test_the_file_is_read_again_and_a_bad_version_is_refused_with_the_reason_sho
         except UnauthenticatedError:
             return False
 
-    eventually(lambda: known("token-of-two"))
+    wait_for(lambda: known("token-of-two"))
     for bad in ("", entry("three", rate_per_s=-1)):
         process.file.write_text(bad)
-        eventually(lambda: degraded() == 1)
+        wait_for(lambda: degraded() == 1)
         assert known("token-of-two"), "the version before is used on"
         process.file.write_text(entry("two"))
-        eventually(lambda: degraded() == 0)
-    eventually(lambda: not known("token-of-one"))
+        wait_for(lambda: degraded() == 0)
+    wait_for(lambda: not known("token-of-one"))
 
 
 def test_a_new_version_of_the_file_does_not_fill_a_bucket(tmp_path):

@@ -248,7 +248,7 @@ def test_clients_of_one_target_share_a_channel_until_the_last_one_closes(address
     with pytest.raises(ValueError, match="closed"):
         first.score(NOBODY, [2])
     second.close()
-    assert address not in {target for target, _ in channels._Channels._open}
+    assert address not in {target for target, _ in channels._open}
 
 
 def test_one_client_serves_many_threads(ctr):

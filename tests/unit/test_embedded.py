@@ -7,14 +7,14 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
 
+from tests.waiting import wait_for
 from vitrine.errors import UnavailableError
 from vitrine.runtime import local_servers, topics
 from vitrine.runtime.consume import ConsumerLoop, Record
@@ -32,13 +32,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     return tmp_path
-
-
-def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.02)
 
 
 def test_without_a_kafka_release_the_broker_is_in_memory_and_announced(temporary: Path) -> None:
@@ -75,15 +68,15 @@ def test_the_in_memory_broker_carries_events_and_updates() -> None:
         updates: list[tuple[int, bytes | None]] = []
         tail = Tail(stack.kafka_url, topics.AD_UPDATES, lambda offset, key, value: updates.append((offset, value)))
         try:
-            until(lambda: loop.partitions == [0, 1, 2, 3])
+            wait_for(lambda: loop.partitions == [0, 1, 2, 3])
             out = producer(stack.kafka_url)
             for value in range(1, 101):
                 out.send(topics.USER_EVENTS, key=key_of(value), value=b"%d" % value)
             out.send(topics.AD_UPDATES, key=b"7", value=b"paused", partition=0)
             out.flush(timeout=60)
             out.close()
-            until(lambda: sum(map(len, got.values())) == 100)
-            until(lambda: updates == [(0, b"paused")])
+            wait_for(lambda: sum(map(len, got.values())) == 100)
+            wait_for(lambda: updates == [(0, b"paused")])
             tail.wait_caught_up(60)
         finally:
             loop.stop()
@@ -125,7 +118,7 @@ def test_redis_keeps_its_data_through_a_kill() -> None:
     with EmbeddedStack(kafka_url="kafka://unused:1") as stack:
         client = connect(stack.redis_url)
         client.set("key", "value")
-        until(lambda: client.info("persistence")["aof_pending_bio_fsync"] == 0)
+        wait_for(lambda: client.info("persistence")["aof_pending_bio_fsync"] == 0)
         stack.kill_redis()
         with pytest.raises(redis.ConnectionError):
             client.ping()

@@ -173,7 +173,6 @@ def test_workers_are_scaled_by_the_lag_of_their_own_group_up_to_the_partitions(r
     (job,) = [c for c in containers(rendered["prod"]) if c.where.startswith("Job/topics")]
     partitions = int(job.args[job.args.index("--partitions") + 1])
     assert scaled["spec"]["maxReplicaCount"] == partitions
-    assert topics.wanted("", partitions)
     (worker_,) = [c for c in containers(rendered["prod"]) if c.where.startswith("Deployment/worker")]
     assert trigger["metadata"]["bootstrapServersFromEnv"] in worker_.env
 
@@ -227,11 +226,11 @@ def test_with_mtls_everything_that_calls_has_a_certificate_for_whom_it_calls(ren
     (monitor,) = pick(rendered["all"], "ServiceMonitor")
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["scheme"] == "https"
-    for container in containers(rendered["all"]):
-        command = command_of_lasting(container)
-        if command is None:
-            continue
-        env = container.env
+    lasting = [pod for pod in pods(rendered["all"]) if pod.lasting and ours(pod)]
+    assert len(lasting) == 5
+    for pod in lasting:
+        container = container_of(pod, pod.containers()[0], rendered["all"])
+        command, env = pod.containers()[0]["name"], container.env
         assert {"VITRINE_TLS_CERT", "VITRINE_TLS_KEY"} <= env.keys(), container.where
         assert ("VITRINE_TLS_CLIENT_CA" in env) == (command != "console"), "people have tokens, no certificates"
         assert endpoint["tlsConfig"]["serverName"] in names[command]["dnsNames"]
@@ -239,10 +238,6 @@ def test_with_mtls_everything_that_calls_has_a_certificate_for_whom_it_calls(ren
     (console,) = [c for c in containers(rendered["all"]) if c.where == "Deployment/console: console"]
     assert {"VITRINE_CLIENT_CA", "VITRINE_CLIENT_CERT", "VITRINE_CLIENT_KEY"} <= console.env.keys()
     assert "http://" not in console.env["VITRINE_METRICS_PAGES"]
-
-
-def command_of_lasting(container):
-    return container.args[-1] if container.args[:2] == ["vitrine", "serve"] else None
 
 
 # Training.

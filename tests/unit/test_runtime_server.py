@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import grpc
 import pytest
@@ -18,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 
 from tests.small_ctr_server import SERVICE, SmallCtr, running
+from tests.waiting import wait_for
 from vitrine.api.ctr.v1 import ctr_pb2, ctr_pb2_grpc
 from vitrine.runtime import errors, metrics
 from vitrine.runtime.server import Process, StartError
@@ -107,7 +107,7 @@ def test_calls_show_on_the_metrics_page_under_the_namespace(ctr, server):
     timed = server.sample("grpc_server_handling_seconds_count", **labels)
     score(ctr, 2)
     refusal(ctr, 0)
-    eventually(lambda: server.sample("grpc_server_handling_seconds_count", **labels) == timed + 2)
+    wait_for(lambda: server.sample("grpc_server_handling_seconds_count", **labels) == timed + 2)
     assert server.sample("grpc_server_started_total", **labels) == started + 2
     assert server.sample("grpc_server_handled_total", grpc_code="OK", **labels) == ok + 1
     assert server.sample("grpc_server_handled_total", grpc_code="INVALID_ARGUMENT", **labels) == bad + 1
@@ -121,7 +121,7 @@ def test_bytes_that_are_no_message_are_refused_and_counted_like_any_bad_request(
         channel.unary_unary(f"/{SERVICE}/Score")(b"\xff" * 40, timeout=10)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "ScoreRequest" in error.value.details()
-    eventually(lambda: server.sample("grpc_server_handled_total", **labels) == bad + 1)
+    wait_for(lambda: server.sample("grpc_server_handled_total", **labels) == bad + 1)
     assert list(score(ctr, 2).pctrs) == [0.5], "the server serves on"
 
 
@@ -238,11 +238,11 @@ def test_sigterm_lets_the_call_in_flight_finish_takes_no_new_one_and_exits_0(tmp
         watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=60)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         slow = stub.Score.future(ctr_pb2.ScoreRequest(ad_ids=[1_002_000]), timeout=30)
-        eventually(lambda: server.sample("grpc_server_in_flight") == 1)
+        wait_for(lambda: server.sample("grpc_server_in_flight") == 1)
         server.process.send_signal(signal.SIGTERM)
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert list(score(stub, 2).pctrs) == [0.5], "still answering in the time that balancers need to notice"
-        eventually(lambda: refused_as_gone(stub))
+        wait_for(lambda: refused_as_gone(stub))
         assert slow.result().version == "small-1"
         assert server.process.wait(30) == 0
         assert not address_file.exists()
@@ -260,7 +260,7 @@ def test_a_call_that_never_ends_does_not_hold_the_exit_up(tmp_path):
     with running(tmp_path, "--drain-s", "0.2") as server, grpc.insecure_channel(server.address) as channel:
         stub = ctr_pb2_grpc.CtrServiceStub(channel)
         endless = stub.Score.future(ctr_pb2.ScoreRequest(ad_ids=[1_600_000]), timeout=900)
-        eventually(lambda: server.sample("grpc_server_in_flight") == 1)
+        wait_for(lambda: server.sample("grpc_server_in_flight") == 1)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 1
         assert endless.exception() is not None
@@ -342,10 +342,3 @@ def test_any_thread_can_end_the_process_with_a_status():
     finally:
         signal.signal(signal.SIGTERM, handlers[0])
         signal.signal(signal.SIGINT, handlers[1])
-
-
-def eventually(condition, within_s=30):
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.security_kit import Authority
 from tests.small_ctr_server import SmallCtr
+from tests.waiting import wait_for
 from vitrine import channels
 from vitrine.api.ctr.v1 import ctr_pb2_grpc
 from vitrine.client import CtrClient, DeadlineExceededError, Security, UnavailableError, UserContext
@@ -115,27 +116,20 @@ def serial_of(address):
     return ssl.get_server_certificate((host, int(port)))
 
 
-def eventually(condition, within_s=30):
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 def test_replaced_files_serve_new_connections_and_half_a_rotation_keeps_the_old(tmp_path, authority):
     own, next_one = Authority(tmp_path / "a").server(), authority.server("next")
     tls = ServerTls(own.cert, own.key, every_s=0.02)
     old = tls.context()
     next_key = next_one.key.read_bytes()
     own.cert.write_bytes(next_one.cert.read_bytes())
-    eventually(lambda: tls.refusal is not None)
+    wait_for(lambda: tls.refusal is not None)
     assert str(own.key) in tls.refusal
     own.key.write_bytes(next_key[: len(next_key) // 2])
     time.sleep(0.1)
     assert tls.refusal is not None
     assert tls.context() is old
     own.key.write_bytes(next_key)
-    eventually(lambda: tls.refusal is None)
+    wait_for(lambda: tls.refusal is None)
     assert tls.context() is not old
     tls.close()
 
@@ -151,7 +145,7 @@ def test_grpc_is_given_certificates_once_a_change(tmp_path, authority, monkeypat
     assert [ask(), ask()] == [None, None]
     old = tls.context()
     own.replace_by(authority.server("after"))
-    eventually(lambda: tls.context() is not old and tls.refusal is None)
+    wait_for(lambda: tls.context() is not old and tls.refusal is None)
     assert isinstance(ask(), grpc.ServerCertificateConfiguration)
     assert ask() is None
     tls.close()
@@ -177,7 +171,7 @@ def test_grpc_metrics_and_http_show_the_new_certificate_without_a_restart(start,
     before = {serial_of(port) for port in ports}
     assert before == {own.cert.read_text()}
     own.replace_by(authority.server("after"))
-    eventually(lambda: {serial_of(port) for port in ports} == {own.cert.read_text()})
+    wait_for(lambda: {serial_of(port) for port in ports} == {own.cert.read_text()})
     context = ssl.create_default_context(cafile=authority.cert)
     with urllib.request.urlopen(f"https://{console.address}/", context=context, timeout=10) as answer:
         assert answer.read() == b"console"
@@ -255,6 +249,9 @@ def test_a_key_behind_a_password_is_refused_rather_than_asked_for(authority, tmp
     with pytest.raises(TlsError, match="without a password") as error:
         ServerTls(own.cert, locked)
     assert error.value.field == "tls_key"
+    theirs = Security(ca=str(authority.cert), cert=str(own.cert), key=str(locked))
+    with pytest.raises(ValueError, match=r"cert, key: .* are not a pair of PEM files without a password"):
+        CtrClient("127.0.0.1:1", security=theirs)
 
 
 @pytest.mark.parametrize(

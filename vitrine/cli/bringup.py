@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,17 +10,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
+import typer
 from kafka import KafkaProducer
 from rich.console import Console
 
 from vitrine.api.events.v1.events_pb2 import UserEvent
-from vitrine.cli.applications import application_environment
+from vitrine.cli.applications import SERVICES, application_environment
 from vitrine.cli.panel import Panel
 from vitrine.cli.system import RunError, Service, System, vitrine_settings
 from vitrine.cli.training import TRAINERS, Trained, train
 from vitrine.data import beauty, simulator
 from vitrine.data.replay import user_events
+from vitrine.errors import UnavailableError
 from vitrine.matching.store import Store
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, logs, topics
@@ -149,6 +153,24 @@ def bring_up(console: Console, options: Options) -> Iterator[Running]:
         yield up
 
 
+@contextmanager
+def ending(console: Console, command: str) -> Iterator[None]:
+    """How a command over a system ends: 130 after Ctrl-C or SIGTERM, 1 with a line where something failed."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("\nstopped; nothing was left running")
+        raise typer.Exit(130) from None
+    except (RunError, UnavailableError) as error:
+        Console(stderr=True).print(f"[red]vitrine {command}:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def start_worker(system: System, name: str = "worker") -> Service:
     """Start a matching worker. A second life under the same name takes over the first one's partitions at once."""
     member = "worker-0" if name == "worker" else name
@@ -165,7 +187,7 @@ def start_console(up: Running) -> Service:
     services = up.system.services
     addresses = {f"{name}_address": services[name].address for name in ("ann", "matching", "ctr")}
     pages = ",".join(f"{service.name}=http://{service.metrics}/metrics" for service in services.values())
-    up.system.start("console", ["services.console"], vitrine_settings(metrics_pages=pages, **addresses))
+    up.system.start("console", SERVICES["console"], vitrine_settings(metrics_pages=pages, **addresses))
     return up.system.wait_serving("console")
 
 
@@ -221,13 +243,13 @@ def _serve(panel: Panel, up: Running) -> None:
     trained.catalog.result()
     trained.des.result()
     start_worker(system)
-    system.start("matching", ["services.matching", "server"])
-    system.start("ctr", ["services.ctr"])
+    system.start("matching", SERVICES["matching"])
+    system.start("ctr", SERVICES["ctr"])
     for key in ("worker", "matching", "ctr"):
         panel.start(key, "starting")
     for key in ("worker", "matching", "ctr"):
         panel.done(key, f"serving on {system.wait_serving(key).address}")
     trained.index.result()
-    system.start("ann", ["services.ann"])
+    system.start("ann", SERVICES["ann"])
     panel.start("ann", "starting")
     panel.done("ann", f"serving on {system.wait_serving('ann').address}")

@@ -36,9 +36,8 @@ class Fetcher:
         if connection is None:
             connection = self._own.connection = self._open()
         try:
-            connection.send_packed_command(
-                command
-            )  # connects where it is not, and pings where it was idle for long
+            # Connects where it is not, and pings where it was idle for long.
+            connection.send_packed_command(command)
             return connection.read_response()  # type: ignore[no-any-return]
         except redis.ResponseError:
             raise  # an answer: the connection is in order

@@ -161,10 +161,6 @@ class ConsumerLoop:
         """Seconds since Kafka last answered; asked about once a second."""
         return time.monotonic() - self._contact
 
-    def lag(self) -> dict[int, int]:
-        """Records not yet applied, by partition, about a second old."""
-        return self.backlog.records()
-
     # What the handler may call from its methods.
 
     def seek(self, partition: int, offset: int) -> None:

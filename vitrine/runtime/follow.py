@@ -24,12 +24,16 @@ refused = Counter(
 Served = TypeVar("Served")
 
 
-class FollowSettings(Settings):
-    """What a service that follows an artifact can be told."""
+class RefSettings(Settings):
+    """What a process that follows artifacts can be told."""
 
     ref: str = Field("stable", min_length=1, description="Ref of the artifact to follow.")
     poll_s: float = Field(1, gt=0, description="Time between looks whether the ref names another version.")
     cache: Path | None = Field(None, description="Folder for fetched artifacts; the user's cache folder if unset.")
+
+
+class FollowSettings(RefSettings):
+    """The same for a service, which is nothing without its artifact."""
 
     @model_validator(mode="after")
     def _complete(self) -> FollowSettings:
@@ -38,7 +42,7 @@ class FollowSettings(Settings):
         return self
 
 
-def open_store(config: FollowSettings) -> ArtifactStore:
+def open_store(config: RefSettings) -> ArtifactStore:
     """The store of the settings. Raises ArtifactError, UnavailableError."""
     return ArtifactStore(config.store, namespace=config.namespace, cache=config.cache)
 
@@ -56,7 +60,7 @@ class Followed(Generic[Served]):
 
     def __init__(
         self,
-        config: FollowSettings,
+        config: RefSettings,
         store: ArtifactStore,
         name: str,
         load: Callable[[LocalArtifact], Served],
@@ -99,9 +103,9 @@ class Followed(Generic[Served]):
             return None
         return self.refusal or f"no {self.name} is loaded yet; `vitrine train {self._trainer}` publishes one"
 
-    def close(self) -> None:
-        """Stop watching."""
-        self._watcher.close()
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Stop watching; a load under way is waited for so long."""
+        self._watcher.close(timeout_s)
 
     def _swap(self, artifact: LocalArtifact) -> None:
         self._served = self._load(artifact)

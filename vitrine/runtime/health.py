@@ -138,13 +138,18 @@ class HealthServer:
 
     def bind(self, host: str, port: int) -> int:
         """Listens, without answering yet; the port. Raises RuntimeError where it is taken."""
-        return self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        return self._server.add_insecure_port(f"{bracketed(host)}:{port}")
 
     def start(self) -> None:
         self._server.start()
 
     def stop(self) -> None:
         self._server.stop(None).wait()
+
+
+def bracketed(host: str) -> str:
+    """`host` as it stands before ":port"."""
+    return f"[{host}]" if ":" in host else host
 
 
 def is_serving(address: str, service: str = "", timeout_s: float = 1.0) -> bool:

@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+from vitrine.runtime.lifecycle import listening
 from vitrine.runtime.settings import Settings
 from vitrine.runtime.tls import ServerTls
 
@@ -36,14 +37,7 @@ class HttpFront:
         """Listens and returns the port; raises OSError where it is taken."""
         if tls is not None:
             self._config.ssl_context_factory = lambda _, __: tls.context()
-        settings = self._settings
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM
-        )[0]
-        self._socket = socket.socket(family, kind, protocol)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(address)
-        self._socket.listen(self._config.backlog)
+        self._socket = listening(self._settings.host, self._settings.port, self._config.backlog)
         return int(self._socket.getsockname()[1])
 
     def start(self) -> None:

@@ -15,11 +15,10 @@ from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionE
 from vitrine import trace_context
 from vitrine.api.events.v1 import events_pb2
 from vitrine.errors import NotFoundError, UnavailableError
-from vitrine.runtime.kafka_url import ClientConfig, parse_url
+from vitrine.runtime.kafka_url import parse_url
 from vitrine.runtime.redact import redact_url
 
 __all__ = [
-    "ClientConfig",
     "DeadLetters",
     "LogLostError",
     "admin",

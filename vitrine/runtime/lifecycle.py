@@ -16,7 +16,7 @@ from typing import Protocol
 
 from vitrine.runtime import logs, metrics, tls, tracing
 from vitrine.runtime.callers import Callers
-from vitrine.runtime.health import Check, Health, HealthServer
+from vitrine.runtime.health import Check, Health, HealthServer, bracketed
 from vitrine.runtime.settings import Settings, named
 from vitrine.runtime.tls import ServerTls
 
@@ -153,7 +153,7 @@ class Lifecycle:
     def _listen(self, field: str, port: int, bind: Callable[[], int]) -> str:
         host = self._settings.host
         try:
-            try_to_bind(host, port)  # where grpc fails to, it says on stderr what it pleases
+            listening(host, port).close()  # where grpc fails to, it says on stderr what it pleases
             return f"{bracketed(host)}:{bind()}"
         except (OSError, RuntimeError) as error:
             raise StartError(_cannot_listen(host, field, port, error)) from error
@@ -202,18 +202,18 @@ def run(process: Lifecycle) -> int:
     return status
 
 
-def bracketed(host: str) -> str:
-    """`host` as it stands before ":port"."""
-    return f"[{host}]" if ":" in host else host
-
-
-def try_to_bind(host: str, port: int) -> None:
-    """Raises OSError where nobody could listen there."""
+def listening(host: str, port: int, backlog: int = 1) -> socket.socket:
+    """A socket that listens there. Raises OSError where nobody could."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(address)
-        trial.listen(1)
+    opened = socket.socket(family, kind, protocol)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(backlog)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def _cannot_listen(host: str, field: str, port: int, error: Exception) -> str:

@@ -13,8 +13,9 @@ from redis.retry import Retry
 from vitrine.errors import FieldError, UnavailableError
 from vitrine.runtime.redact import redact_url
 
-# What redis-py raises while the server is away, starting (BusyLoadingError) or too slow.
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+# What redis-py raises while the server is away, starting (BusyLoadingError) or too slow.
 AWAY: tuple[type[redis.RedisError], ...] = (redis.ConnectionError, redis.TimeoutError)
 
 

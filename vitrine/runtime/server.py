@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from vitrine.runtime import callers, lifecycle, logs
-from vitrine.runtime.health import Check
+from vitrine.runtime.health import Check, bracketed
 from vitrine.runtime.interceptor import CallInterceptor
 from vitrine.runtime.lifecycle import StartError
 from vitrine.runtime.settings import Settings
@@ -94,7 +94,7 @@ class _GrpcFront:
         return self._calls.in_flight
 
     def bind(self, tls: ServerTls | None) -> int:
-        where = f"{lifecycle.bracketed(self._settings.host)}:{self._settings.port}"
+        where = f"{bracketed(self._settings.host)}:{self._settings.port}"
         if tls is None:
             return self.server.add_insecure_port(where)
         return self.server.add_secure_port(where, tls.grpc_credentials())

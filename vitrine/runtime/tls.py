@@ -110,12 +110,13 @@ def check(cert: Path | None, key: Path | None, client_ca: Path | None) -> None:
     if key is None:
         raise TlsError("tls_key", f"is required with the certificate {cert}: its private key")
     paths = [cert, key] if client_ca is None else [cert, key, client_ca]
+    found: list[bytes] = []
     for path, field in zip(paths, _FIELDS, strict=False):
         try:
-            read_all([path])
+            found += read_all([path])
         except FileError as error:
             raise TlsError(field, str(error)) from error
-    _load(paths, read_all(paths))
+    _load(paths, found)
 
 
 _FIELDS = ("tls_cert", "tls_key", "tls_client_ca")
@@ -129,7 +130,7 @@ def _load(paths: Sequence[Path], found: Sequence[bytes]) -> _Loaded:
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     try:
-        context.load_cert_chain(paths[0], paths[1], password=_no_password)
+        context.load_cert_chain(paths[0], paths[1], password="")  # else OpenSSL would ask at the terminal
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise TlsError("tls_key", f"{paths[1]} is not the key of the certificate {paths[0]}") from error
@@ -149,7 +150,3 @@ def _add_certificates(context: ssl.SSLContext, pem: bytes, field: str, path: Pat
         context.load_verify_locations(cadata=pem.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
         raise TlsError(field, f"{path} holds no PEM certificate") from error
-
-
-def _no_password() -> str:
-    return ""  # an empty one opens nothing; without a function OpenSSL would ask at the terminal

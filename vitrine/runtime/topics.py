@@ -128,11 +128,11 @@ def records(url: str, topic: str) -> int:
     """
     with answering(url):
         consumer = KafkaConsumer(**parse_url(url).kwargs(), enable_auto_commit=False)
-    try:
-        places = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        return sum(consumer.end_offsets(places).values()) if places else 0
-    finally:
-        consumer.close()
+        try:
+            places = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+            return sum(consumer.end_offsets(places).values()) if places else 0
+        finally:
+            consumer.close()
 
 
 def _make(

@@ -1,25 +1,19 @@
 """The demo from top to bottom: data, trainers, servers, history, walk, table, report."""
 
 import json
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from vitrine.artifacts import ArtifactStore
-from vitrine.cli.applications import applications_root
-from vitrine.cli.bringup import Options, Running, bring_up, start_worker
+from vitrine.cli.bringup import Options, Running, bring_up, ending
 from vitrine.cli.demo import show
 from vitrine.cli.demo.market import open_view
 from vitrine.cli.demo.walk import Stage, Walk, walk
-from vitrine.cli.system import RunError
-from vitrine.errors import UnavailableError
 from vitrine.placement import qualify
 from vitrine.runtime import topics
 
@@ -60,21 +54,10 @@ def demo(
     console = Console(stderr=as_json)
     stay = not as_json and console.is_terminal and sys.stdin.isatty()
     options = Options("demo", out, users, ads, seed, data, kafka_url, redis_url, console=stay)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with ending(console, "demo"):
         facts = _run(console, options)
-    except KeyboardInterrupt:
-        console.print("\nstopped; nothing was left running")
-        raise typer.Exit(130) from None
-    except (RunError, UnavailableError) as error:
-        Console(stderr=True).print(f"[red]vitrine demo:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(console: Console, options: Options) -> dict[str, Any]:
@@ -83,7 +66,7 @@ def _run(console: Console, options: Options) -> dict[str, Any]:
 
     started = time.monotonic()
     with bring_up(console, options) as up:
-        stage = _stage(console, up, options.seed)
+        stage = Stage(up, open_view(up.market, options.seed), lambda text: console.print(text, soft_wrap=True))
         seen = walk(stage)
         show.lists(console, stage.market, seen)
         facts = _facts(options, up, seen, started)
@@ -97,35 +80,6 @@ def _run(console: Console, options: Options) -> dict[str, Any]:
             while True:
                 time.sleep(3600)
         return facts
-
-
-def _stage(console: Console, up: Running, seed: int) -> Stage:
-    system = up.system
-
-    def restart_worker() -> None:
-        start_worker(system)
-        system.wait_serving("worker")
-
-    def run_auction(user_id: int) -> tuple[int, str]:
-        services = system.services
-        arguments = ["--matching", services["matching"].address, "--ctr", services["ctr"].address]
-        arguments += ["--kafka", up.stack.kafka_url, "--topic", qualify(up.namespace, topics.USER_EVENTS)]
-        arguments += ["--user", str(user_id), "--click"]
-        example = [sys.executable, str(applications_root() / "examples" / "ad_frontend.py"), *arguments]
-        done = subprocess.run(
-            example, env=system.environment, capture_output=True, text=True, check=False, timeout=60
-        )
-        if done.returncode != 0:
-            raise RunError(f"examples/ad_frontend.py ended with {done.returncode}: {done.stderr}")
-        return 2, done.stdout.strip()  # an impression and its click
-
-    return Stage(
-        up=up,
-        market=open_view(up.market, seed),
-        restart_worker=restart_worker,
-        run_auction=run_auction,
-        say=lambda text: console.print(text, soft_wrap=True),
-    )
 
 
 def _facts(options: Options, up: Running, seen: Walk, started: float) -> dict[str, Any]:

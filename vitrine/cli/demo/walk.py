@@ -1,6 +1,8 @@
 """The scripted walk: one user's list before and after an event, a killed worker, a photo and its neighbours."""
 
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from vitrine.api.events.v1.events_pb2 import UserEvent
-from vitrine.cli.bringup import Running
+from vitrine.cli.applications import applications_root
+from vitrine.cli.bringup import Running, start_worker
 from vitrine.cli.demo.market import MarketView, Photo
 from vitrine.cli.system import RunError
 from vitrine.client import AnnClient, CtrClient, MatchingClient
 from vitrine.matching.record import StoredList, decode
+from vitrine.placement import qualify
+from vitrine.runtime import topics
 
 MEASURED_EVENTS = 200  # events whose way from the send to the stored list is timed, one after the other
 CRASH_EVENTS = 2_000  # events in flight while the worker is killed
@@ -56,8 +61,6 @@ class Stage:
 
     up: Running
     market: MarketView
-    restart_worker: Callable[[], None]
-    run_auction: Callable[[int], tuple[int, str]]  # user -> (events written, what the front end printed)
     say: Callable[[str], None]
 
     def stored(self, user_id: int) -> StoredList | None:
@@ -161,7 +164,8 @@ def _crash(stage: Stage, seen: Walk) -> None:
         time.sleep(0.001)
     stage.up.system.kill("worker")
     at_kill = stage.up.applied()
-    stage.restart_worker()
+    start_worker(stage.up.system)
+    stage.up.system.wait_serving("worker")
     started = time.monotonic()
     stage.up.wait_applied(60)
     seen.facts["recovered_s"] = round(time.monotonic() - started, 2)
@@ -173,9 +177,19 @@ def _crash(stage: Stage, seen: Walk) -> None:
 
 def _auction(stage: Stage, seen: Walk) -> None:
     """The ad front end of `examples/`, as anyone would run it."""
-    events, seen.auction = stage.run_auction(seen.user_id)
-    stage.up.sent += events
-    stage.say(seen.auction.strip())
+    up, services = stage.up, stage.up.system.services
+    arguments = ["--matching", services["matching"].address, "--ctr", services["ctr"].address]
+    arguments += ["--kafka", up.stack.kafka_url, "--topic", qualify(up.namespace, topics.USER_EVENTS)]
+    arguments += ["--user", str(seen.user_id), "--click"]
+    example = [sys.executable, str(applications_root() / "examples" / "ad_frontend.py"), *arguments]
+    done = subprocess.run(
+        example, env=up.system.environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    if done.returncode != 0:
+        raise RunError(f"examples/ad_frontend.py ended with {done.returncode}: {done.stderr}")
+    up.sent += 2  # an impression and its click
+    seen.auction = done.stdout.strip()
+    stage.say(seen.auction)
 
 
 def _calls(stage: Stage, seen: Walk, matching: MatchingClient, ctr: CtrClient) -> None:
