@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from vitrine.api.items.v1 import items_pb2 as vitrine_dot_api_dot_items_dot_v1_dot_items__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvitrine/api/ann/v1/ann.proto\x12\x12vitrine.api.ann.v1\"o\n\rSearchRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\r\n\x05\x63odes\x18\x03 \x01(\x0c\x12\x0f\n\x07picture\x18\x04 \x01(\x0c\x12\t\n\x01k\x18\x05 \x01(\r\x12\x13\n\x0bover_recall\x18\x06 \x01(\r\"f\n\x0eSearchResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\x12\x10\n\x08item_ids\x18\x03 \x03(\x04\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x11\n\tdistances\x18\x05 \x03(\r\"\x1d\n\x0cStatsRequest\x12\r\n\x05index\x18\x01 \x01(\t\"\x8d\x01\n\rStatsResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1a\n\x12\x65mbeddings_version\x18\x02 \x01(\t\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x0c\n\x04\x62its\x18\x05 \x01(\r\x12\x13\n\x0bover_recall\x18\x06 \x01(\r\x12\x10\n\x08pictures\x18\x07 \x01(\x08\x32\xb5\x01\n\nAnnService\x12T\n\x06Search\x12!.vitrine.api.ann.v1.SearchRequest\x1a\".vitrine.api.ann.v1.SearchResponse\"\x03\x90\x02\x01\x12Q\n\x05Stats\x12 .vitrine.api.ann.v1.StatsRequest\x1a!.vitrine.api.ann.v1.StatsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvitrine/api/ann/v1/ann.proto\x12\x12vitrine.api.ann.v1\x1a vitrine/api/items/v1/items.proto\"\x9a\x02\n\x06\x46ilter\x12*\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x1b.vitrine.api.ann.v1.FiltersH\x00\x12*\n\x03\x61ny\x18\x02 \x01(\x0b\x32\x1b.vitrine.api.ann.v1.FiltersH\x00\x12)\n\x03not\x18\x03 \x01(\x0b\x32\x1a.vitrine.api.ann.v1.FilterH\x00\x12,\n\x05items\x18\x04 \x01(\x0b\x32\x1b.vitrine.api.ann.v1.ItemIdsH\x00\x12+\n\x06one_of\x18\x05 \x01(\x0b\x32\x19.vitrine.api.ann.v1.OneOfH\x00\x12*\n\x05range\x18\x06 \x01(\x0b\x32\x19.vitrine.api.ann.v1.RangeH\x00\x42\x06\n\x04kind\"6\n\x07\x46ilters\x12+\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x1a.vitrine.api.ann.v1.Filter\"\x1b\n\x07ItemIds\x12\x10\n\x08item_ids\x18\x01 \x03(\x04\"G\n\x05OneOf\x12\x11\n\tattribute\x18\x01 \x01(\t\x12+\n\x06values\x18\x02 \x03(\x0b\x32\x1b.vitrine.api.items.v1.Value\"\xcf\x01\n\x05Range\x12\x11\n\tattribute\x18\x01 \x01(\t\x12-\n\x08\x61t_least\x18\x02 \x01(\x0b\x32\x1b.vitrine.api.items.v1.Value\x12,\n\x07\x61t_most\x18\x03 \x01(\x0b\x32\x1b.vitrine.api.items.v1.Value\x12*\n\x05\x61\x62ove\x18\x04 \x01(\x0b\x32\x1b.vitrine.api.items.v1.Value\x12*\n\x05\x62\x65low\x18\x05 \x01(\x0b\x32\x1b.vitrine.api.items.v1.Value\"-\n\x08Sequence\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"\xd7\x02\n\rSearchRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\r\n\x05\x63odes\x18\x03 \x01(\x0c\x12\x0f\n\x07picture\x18\x04 \x01(\x0c\x12\t\n\x01k\x18\x05 \x01(\r\x12\x13\n\x0bover_recall\x18\x06 \x01(\r\x12\x10\n\x08item_ids\x18\x07 \x03(\x04\x12\n\n\x02\x65\x66\x18\x08 \x01(\r\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12*\n\x06\x66ilter\x18\n \x01(\x0b\x32\x1a.vitrine.api.ann.v1.Filter\x12\x10\n\x08group_by\x18\x0b \x01(\t\x12\x13\n\x06radius\x18\x0c \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07\x63ursors\x18\r \x03(\x0c\x12\x33\n\rmin_sequences\x18\x0e \x03(\x0b\x32\x1c.vitrine.api.ann.v1.Sequence\x12\x15\n\rallow_partial\x18\x0f \x01(\x08\x42\t\n\x07_radius\"<\n\x0bShardAnswer\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\xd5\x01\n\x0eSearchResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\x12\x10\n\x08item_ids\x18\x03 \x03(\x04\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x11\n\tdistances\x18\x05 \x03(\r\x12+\n\x06groups\x18\x06 \x03(\x0b\x32\x1b.vitrine.api.items.v1.Value\x12\x0f\n\x07\x63ursors\x18\x07 \x03(\x0c\x12/\n\x06shards\x18\x08 \x03(\x0b\x32\x1f.vitrine.api.ann.v1.ShardAnswer\"-\n\nGetRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\x04\"w\n\x0bGetResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\x04\x12\x0f\n\x07vectors\x18\x03 \x01(\x0c\x12\x34\n\nattributes\x18\x04 \x03(\x0b\x32 .vitrine.api.items.v1.Attributes\"\x93\x01\n\rUpsertRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\x04\x12\x0f\n\x07vectors\x18\x03 \x01(\x0c\x12\x1a\n\x12\x65mbeddings_version\x18\x04 \x01(\t\x12\x34\n\nattributes\x18\x05 \x03(\x0b\x32 .vitrine.api.items.v1.Attributes\"P\n\x0eUpsertResponse\x12/\n\tsequences\x18\x01 \x03(\x0b\x32\x1c.vitrine.api.ann.v1.Sequence\x12\r\n\x05items\x18\x02 \x01(\r\"\\\n\rDeleteRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\x04\x12*\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1a.vitrine.api.ann.v1.Filter\"P\n\x0e\x44\x65leteResponse\x12/\n\tsequences\x18\x01 \x03(\x0b\x32\x1c.vitrine.api.ann.v1.Sequence\x12\r\n\x05items\x18\x02 \x01(\r\"\x1d\n\x0cStatsRequest\x12\r\n\x05index\x18\x01 \x01(\t\"\x8a\x02\n\rStatsResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1a\n\x12\x65mbeddings_version\x18\x02 \x01(\t\x12\r\n\x05items\x18\x03 \x01(\x04\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x0c\n\x04\x62its\x18\x05 \x01(\r\x12\x13\n\x0bover_recall\x18\x06 \x01(\r\x12\x10\n\x08pictures\x18\x07 \x01(\x08\x12\n\n\x02\x65\x66\x18\x08 \x01(\r\x12\r\n\x05index\x18\t \x01(\t\x12\r\n\x05shard\x18\n \x01(\r\x12\x0e\n\x06shards\x18\x0b \x01(\r\x12-\n\x07visible\x18\x0c \x03(\x0b\x32\x1c.vitrine.api.ann.v1.Sequence\x12\x12\n\nattributes\x18\r \x03(\t2\xae\x03\n\nAnnService\x12T\n\x06Search\x12!.vitrine.api.ann.v1.SearchRequest\x1a\".vitrine.api.ann.v1.SearchResponse\"\x03\x90\x02\x01\x12K\n\x03Get\x12\x1e.vitrine.api.ann.v1.GetRequest\x1a\x1f.vitrine.api.ann.v1.GetResponse\"\x03\x90\x02\x01\x12T\n\x06Upsert\x12!.vitrine.api.ann.v1.UpsertRequest\x1a\".vitrine.api.ann.v1.UpsertResponse\"\x03\x90\x02\x02\x12T\n\x06\x44\x65lete\x12!.vitrine.api.ann.v1.DeleteRequest\x1a\".vitrine.api.ann.v1.DeleteResponse\"\x03\x90\x02\x02\x12Q\n\x05Stats\x12 .vitrine.api.ann.v1.StatsRequest\x1a!.vitrine.api.ann.v1.StatsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +34,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ANNSERVICE'].methods_by_name['Search']._loaded_options = None
   _globals['_ANNSERVICE'].methods_by_name['Search']._serialized_options = b'\220\002\001'
+  _globals['_ANNSERVICE'].methods_by_name['Get']._loaded_options = None
+  _globals['_ANNSERVICE'].methods_by_name['Get']._serialized_options = b'\220\002\001'
+  _globals['_ANNSERVICE'].methods_by_name['Upsert']._loaded_options = None
+  _globals['_ANNSERVICE'].methods_by_name['Upsert']._serialized_options = b'\220\002\002'
+  _globals['_ANNSERVICE'].methods_by_name['Delete']._loaded_options = None
+  _globals['_ANNSERVICE'].methods_by_name['Delete']._serialized_options = b'\220\002\002'
   _globals['_ANNSERVICE'].methods_by_name['Stats']._loaded_options = None
   _globals['_ANNSERVICE'].methods_by_name['Stats']._serialized_options = b'\220\002\001'
-  _globals['_SEARCHREQUEST']._serialized_start=52
-  _globals['_SEARCHREQUEST']._serialized_end=163
-  _globals['_SEARCHRESPONSE']._serialized_start=165
-  _globals['_SEARCHRESPONSE']._serialized_end=267
-  _globals['_STATSREQUEST']._serialized_start=269
-  _globals['_STATSREQUEST']._serialized_end=298
-  _globals['_STATSRESPONSE']._serialized_start=301
-  _globals['_STATSRESPONSE']._serialized_end=442
-  _globals['_ANNSERVICE']._serialized_start=445
-  _globals['_ANNSERVICE']._serialized_end=626
+  _globals['_FILTER']._serialized_start=87
+  _globals['_FILTER']._serialized_end=369
+  _globals['_FILTERS']._serialized_start=371
+  _globals['_FILTERS']._serialized_end=425
+  _globals['_ITEMIDS']._serialized_start=427
+  _globals['_ITEMIDS']._serialized_end=454
+  _globals['_ONEOF']._serialized_start=456
+  _globals['_ONEOF']._serialized_end=527
+  _globals['_RANGE']._serialized_start=530
+  _globals['_RANGE']._serialized_end=737
+  _globals['_SEQUENCE']._serialized_start=739
+  _globals['_SEQUENCE']._serialized_end=784
+  _globals['_SEARCHREQUEST']._serialized_start=787
+  _globals['_SEARCHREQUEST']._serialized_end=1130
+  _globals['_SHARDANSWER']._serialized_start=1132
+  _globals['_SHARDANSWER']._serialized_end=1192
+  _globals['_SEARCHRESPONSE']._serialized_start=1195
+  _globals['_SEARCHRESPONSE']._serialized_end=1408
+  _globals['_GETREQUEST']._serialized_start=1410
+  _globals['_GETREQUEST']._serialized_end=1455
+  _globals['_GETRESPONSE']._serialized_start=1457
+  _globals['_GETRESPONSE']._serialized_end=1576
+  _globals['_UPSERTREQUEST']._serialized_start=1579
+  _globals['_UPSERTREQUEST']._serialized_end=1726
+  _globals['_UPSERTRESPONSE']._serialized_start=1728
+  _globals['_UPSERTRESPONSE']._serialized_end=1808
+  _globals['_DELETEREQUEST']._serialized_start=1810
+  _globals['_DELETEREQUEST']._serialized_end=1902
+  _globals['_DELETERESPONSE']._serialized_start=1904
+  _globals['_DELETERESPONSE']._serialized_end=1984
+  _globals['_STATSREQUEST']._serialized_start=1986
+  _globals['_STATSREQUEST']._serialized_end=2015
+  _globals['_STATSRESPONSE']._serialized_start=2018
+  _globals['_STATSRESPONSE']._serialized_end=2284
+  _globals['_ANNSERVICE']._serialized_start=2287
+  _globals['_ANNSERVICE']._serialized_end=2717
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from vitrine.api.items.v1 import items_pb2 as _items_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,8 +20,207 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class Filter(_message.Message):
+    """Filter says which items may be results."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    ANY_FIELD_NUMBER: _builtins.int
+    NOT_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    ONE_OF_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def all(self) -> Global___Filters:
+        """Every one of these holds; of none: true."""
+
+    @_builtins.property
+    def any(self) -> Global___Filters:
+        """One of these holds or several; of none: false."""
+
+    @_builtins.property
+    def items(self) -> Global___ItemIds:
+        """The item is one of these."""
+
+    @_builtins.property
+    def one_of(self) -> Global___OneOf:
+        """An attribute has one of several values."""
+
+    @_builtins.property
+    def range(self) -> Global___Range:
+        """An attribute is within bounds."""
+
+    def __init__(
+        self,
+        *,
+        all: Global___Filters | None = ...,
+        any: Global___Filters | None = ...,
+        items: Global___ItemIds | None = ...,
+        one_of: Global___OneOf | None = ...,
+        range: Global___Range | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "any", b"any", "items", b"items", "kind", b"kind", "not", b"not", "one_of", b"one_of", "range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "any", b"any", "items", b"items", "kind", b"kind", "not", b"not", "one_of", b"one_of", "range", b"range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["all", "any", "not", "items", "one_of", "range"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Filter: _TypeAlias = Filter  # noqa: Y015
+
+@_typing.final
+class Filters(_message.Message):
+    """Filters is a list of conditions; together with those inside them 64 at most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
+        """The conditions."""
+
+    def __init__(
+        self,
+        *,
+        filters: _abc.Iterable[Global___Filter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Filters: _TypeAlias = Filters  # noqa: Y015
+
+@_typing.final
+class ItemIds(_message.Message):
+    """ItemIds is a set of items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 100,000."""
+
+    def __init__(
+        self,
+        *,
+        item_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_ids", b"item_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemIds: _TypeAlias = ItemIds  # noqa: Y015
+
+@_typing.final
+class OneOf(_message.Message):
+    """OneOf holds for items whose attribute has one of the values; not for items without the attribute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    """Name of the attribute."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[_items_pb2.Value]:
+        """At most 10,000, of the attribute's type."""
+
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        values: _abc.Iterable[_items_pb2.Value] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OneOf: _TypeAlias = OneOf  # noqa: Y015
+
+@_typing.final
+class Range(_message.Message):
+    """Range holds for items whose attribute, a number, is within the bounds that are given; not for items without it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    ABOVE_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    """Name of the attribute."""
+    @_builtins.property
+    def at_least(self) -> _items_pb2.Value:
+        """At least this."""
+
+    @_builtins.property
+    def at_most(self) -> _items_pb2.Value:
+        """At most this."""
+
+    @_builtins.property
+    def above(self) -> _items_pb2.Value:
+        """More than this."""
+
+    @_builtins.property
+    def below(self) -> _items_pb2.Value:
+        """Less than this."""
+
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        at_least: _items_pb2.Value | None = ...,
+        at_most: _items_pb2.Value | None = ...,
+        above: _items_pb2.Value | None = ...,
+        below: _items_pb2.Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "at_least", b"at_least", "at_most", b"at_most", "attribute", b"attribute", "below", b"below"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Range: _TypeAlias = Range  # noqa: Y015
+
+@_typing.final
+class Sequence(_message.Message):
+    """Sequence is a place in the log of updates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """Partition of `item-updates`."""
+    offset: _builtins.int
+    """Offset of a record in it."""
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sequence: _TypeAlias = Sequence  # noqa: Y015
+
+@_typing.final
 class SearchRequest(_message.Message):
-    """Exactly one of vectors, codes and picture is the query."""
+    """Exactly one of vectors, codes, picture and item_ids is the query."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,8 +230,17 @@ class SearchRequest(_message.Message):
     PICTURE_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     OVER_RECALL_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    EF_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    RADIUS_FIELD_NUMBER: _builtins.int
+    CURSORS_FIELD_NUMBER: _builtins.int
+    MIN_SEQUENCES_FIELD_NUMBER: _builtins.int
+    ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
     index: _builtins.str
-    """Name of the index; empty for the only one."""
+    """Name or alias of the index; empty for the only one."""
     vectors: _builtins.bytes
     """Queries as float32, little-endian, row-major: count x dim, dim as in Stats. Finite; need not be unit length."""
     codes: _builtins.bytes
@@ -39,9 +248,35 @@ class SearchRequest(_message.Message):
     picture: _builtins.bytes
     """One picture, JPEG or PNG, encoded by the encoder of the index's embedding."""
     k: _builtins.int
-    """Results a query: 1 to 1,000."""
+    """Results a query: 1 to 1,000. With `group_by`, groups a query."""
     over_recall: _builtins.int
     """Candidates a query that are re-ranked by real vectors, as a multiple of k: 1 to 100; 0 takes the index's default."""
+    ef: _builtins.int
+    """Nodes of the graph that a search keeps: more finds more and takes longer; 0 takes the index's default."""
+    exact: _builtins.bool
+    """Compare with all items instead of walking the graph."""
+    group_by: _builtins.str
+    """At most one result for each value of this attribute, its nearest; items without it are no results."""
+    radius: _builtins.int
+    """No result is farther than this from the query's code, in bits."""
+    allow_partial: _builtins.bool
+    """Of a router: answer from the shards that are alive, and name the others in `shards`."""
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Queries by indexed items: the nearest other items of each. NOT_FOUND where one is not indexed."""
+
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """Items that may be results; all where unset."""
+
+    @_builtins.property
+    def cursors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One a query, from the response before: results go on after those. Of the same query and generation."""
+
+    @_builtins.property
+    def min_sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
+        """Wait until these are visible, up to the deadline."""
+
     def __init__(
         self,
         *,
@@ -51,14 +286,55 @@ class SearchRequest(_message.Message):
         picture: _builtins.bytes = ...,
         k: _builtins.int = ...,
         over_recall: _builtins.int = ...,
+        item_ids: _abc.Iterable[_builtins.int] | None = ...,
+        ef: _builtins.int = ...,
+        exact: _builtins.bool = ...,
+        filter: Global___Filter | None = ...,
+        group_by: _builtins.str = ...,
+        radius: _builtins.int | None = ...,
+        cursors: _abc.Iterable[_builtins.bytes] | None = ...,
+        min_sequences: _abc.Iterable[Global___Sequence] | None = ...,
+        allow_partial: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_radius", b"_radius", "filter", b"filter", "radius", b"radius"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_radius", b"_radius", "allow_partial", b"allow_partial", "codes", b"codes", "cursors", b"cursors", "ef", b"ef", "exact", b"exact", "filter", b"filter", "group_by", b"group_by", "index", b"index", "item_ids", b"item_ids", "k", b"k", "min_sequences", b"min_sequences", "over_recall", b"over_recall", "picture", b"picture", "radius", b"radius", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__radius: _TypeAlias = _typing.Literal["radius"]  # noqa: Y015
+    _WhichOneofArgType__radius: _TypeAlias = _typing.Literal["_radius", b"_radius"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__radius) -> _WhichOneofReturnType__radius | None: ...
+
+Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+
+@_typing.final
+class ShardAnswer(_message.Message):
+    """ShardAnswer is what one shard had to say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    """Number of the shard, from 0."""
+    version: _builtins.str
+    """Version that answered; empty where none did."""
+    error: _builtins.str
+    """Why the shard did not answer; empty where it did."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        version: _builtins.str = ...,
+        error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "index", b"index", "k", b"k", "over_recall", b"over_recall", "picture", b"picture", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "shard", b"shard", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+Global___ShardAnswer: _TypeAlias = ShardAnswer  # noqa: Y015
 
 @_typing.final
 class SearchResponse(_message.Message):
@@ -71,8 +347,11 @@ class SearchResponse(_message.Message):
     ITEM_IDS_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     DISTANCES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    CURSORS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Version of the `binary-index` artifact that answered."""
+    """Version of the `binary-index` artifact that answered; of several, the oldest."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Results of each query: k, or fewer where the index holds fewer items."""
@@ -89,6 +368,18 @@ class SearchResponse(_message.Message):
     def distances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Hamming distance of query code and item code, in bits."""
 
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[_items_pb2.Value]:
+        """With `group_by`, the value of each result."""
+
+    @_builtins.property
+    def cursors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One a query: where its results go on; empty where there are none after these."""
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardAnswer]:
+        """Of a router: each shard, by number."""
+
     def __init__(
         self,
         *,
@@ -97,14 +388,215 @@ class SearchResponse(_message.Message):
         item_ids: _abc.Iterable[_builtins.int] | None = ...,
         scores: _abc.Iterable[_builtins.float] | None = ...,
         distances: _abc.Iterable[_builtins.int] | None = ...,
+        groups: _abc.Iterable[_items_pb2.Value] | None = ...,
+        cursors: _abc.Iterable[_builtins.bytes] | None = ...,
+        shards: _abc.Iterable[Global___ShardAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "distances", b"distances", "item_ids", b"item_ids", "scores", b"scores", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "cursors", b"cursors", "distances", b"distances", "groups", b"groups", "item_ids", b"item_ids", "scores", b"scores", "shards", b"shards", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
+
+@_typing.final
+class GetRequest(_message.Message):
+    """GetRequest asks for items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    """Name or alias of the index; empty for the only one."""
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """1 to 1,000 items."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        item_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "item_ids", b"item_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRequest: _TypeAlias = GetRequest  # noqa: Y015
+
+@_typing.final
+class GetResponse(_message.Message):
+    """GetResponse has those of the items that are indexed, in the order asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Version of the `binary-index` artifact."""
+    vectors: _builtins.bytes
+    """Their unit vectors as float32, little-endian, row-major: one row an item."""
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those that are indexed."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedCompositeFieldContainer[_items_pb2.Attributes]:
+        """Their attributes, one an item."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        item_ids: _abc.Iterable[_builtins.int] | None = ...,
+        vectors: _builtins.bytes = ...,
+        attributes: _abc.Iterable[_items_pb2.Attributes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "item_ids", b"item_ids", "vectors", b"vectors", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetResponse: _TypeAlias = GetResponse  # noqa: Y015
+
+@_typing.final
+class UpsertRequest(_message.Message):
+    """UpsertRequest adds or replaces items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_VERSION_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    """Name or alias of the index; empty for the only one."""
+    vectors: _builtins.bytes
+    """Vectors as float32, little-endian, row-major: one row an item. Finite, not zero; need not be unit length."""
+    embeddings_version: _builtins.str
+    """Version of `embeddings` that the vectors come from: the index's own."""
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """1 to 1,000 items, each id once."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedCompositeFieldContainer[_items_pb2.Attributes]:
+        """One an item, or none at all."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        item_ids: _abc.Iterable[_builtins.int] | None = ...,
+        vectors: _builtins.bytes = ...,
+        embeddings_version: _builtins.str = ...,
+        attributes: _abc.Iterable[_items_pb2.Attributes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "embeddings_version", b"embeddings_version", "index", b"index", "item_ids", b"item_ids", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpsertRequest: _TypeAlias = UpsertRequest  # noqa: Y015
+
+@_typing.final
+class UpsertResponse(_message.Message):
+    """UpsertResponse says where the items stand in the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    items: _builtins.int
+    """Records written."""
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
+        """For each partition that was written to, the last record: for SearchRequest.min_sequences."""
+
+    def __init__(
+        self,
+        *,
+        sequences: _abc.Iterable[Global___Sequence] | None = ...,
+        items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpsertResponse: _TypeAlias = UpsertResponse  # noqa: Y015
+
+@_typing.final
+class DeleteRequest(_message.Message):
+    """DeleteRequest removes items: those named, or those that a filter holds for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    """Name or alias of the index; empty for the only one."""
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 1,000; those that are not indexed are passed over."""
+
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """Resolved to ids first, by this replica as it is now."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        item_ids: _abc.Iterable[_builtins.int] | None = ...,
+        filter: Global___Filter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "index", b"index", "item_ids", b"item_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRequest: _TypeAlias = DeleteRequest  # noqa: Y015
+
+@_typing.final
+class DeleteResponse(_message.Message):
+    """DeleteResponse says where the deletions stand in the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    items: _builtins.int
+    """Records written."""
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
+        """For each partition that was written to, the last record: for SearchRequest.min_sequences."""
+
+    def __init__(
+        self,
+        *,
+        sequences: _abc.Iterable[Global___Sequence] | None = ...,
+        items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
 
 @_typing.final
 class StatsRequest(_message.Message):
@@ -114,7 +606,7 @@ class StatsRequest(_message.Message):
 
     INDEX_FIELD_NUMBER: _builtins.int
     index: _builtins.str
-    """Name of the index; empty for the only one."""
+    """Name or alias of the index; empty for the only one."""
     def __init__(
         self,
         *,
@@ -141,6 +633,12 @@ class StatsResponse(_message.Message):
     BITS_FIELD_NUMBER: _builtins.int
     OVER_RECALL_FIELD_NUMBER: _builtins.int
     PICTURES_FIELD_NUMBER: _builtins.int
+    EF_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    VISIBLE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the `binary-index` artifact."""
     embeddings_version: _builtins.str
@@ -155,6 +653,22 @@ class StatsResponse(_message.Message):
     """Default of SearchRequest.over_recall."""
     pictures: _builtins.bool
     """Whether the index can encode pictures."""
+    ef: _builtins.int
+    """Default of SearchRequest.ef."""
+    index: _builtins.str
+    """The index that answered, its alias resolved."""
+    shard: _builtins.int
+    """Shard that answered, from 0, and how many there are."""
+    shards: _builtins.int
+    """Shards of the index."""
+    @_builtins.property
+    def visible(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
+        """Records of `item-updates` that are visible: the next offset of each partition, less one."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Attributes that can be filtered by."""
+
     def __init__(
         self,
         *,
@@ -165,10 +679,16 @@ class StatsResponse(_message.Message):
         bits: _builtins.int = ...,
         over_recall: _builtins.int = ...,
         pictures: _builtins.bool = ...,
+        ef: _builtins.int = ...,
+        index: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        shards: _builtins.int = ...,
+        visible: _abc.Iterable[Global___Sequence] | None = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "dim", b"dim", "embeddings_version", b"embeddings_version", "items", b"items", "over_recall", b"over_recall", "pictures", b"pictures", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "bits", b"bits", "dim", b"dim", "ef", b"ef", "embeddings_version", b"embeddings_version", "index", b"index", "items", b"items", "over_recall", b"over_recall", "pictures", b"pictures", "shard", b"shard", "shards", b"shards", "version", b"version", "visible", b"visible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AnnServiceStub:
-    """AnnService answers nearest-neighbour queries over the index version it serves.
+    """AnnService answers nearest-neighbour queries over named indexes and takes their items' updates.
     """
 
     def __init__(self, channel):
@@ -40,6 +40,21 @@ class AnnServiceStub:
                 request_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.SearchRequest.SerializeToString,
                 response_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/vitrine.api.ann.v1.AnnService/Get',
+                request_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.GetRequest.SerializeToString,
+                response_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.GetResponse.FromString,
+                _registered_method=True)
+        self.Upsert = channel.unary_unary(
+                '/vitrine.api.ann.v1.AnnService/Upsert',
+                request_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.UpsertRequest.SerializeToString,
+                response_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.UpsertResponse.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/vitrine.api.ann.v1.AnnService/Delete',
+                request_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.DeleteRequest.SerializeToString,
+                response_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.DeleteResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/vitrine.api.ann.v1.AnnService/Stats',
                 request_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.StatsRequest.SerializeToString,
@@ -48,13 +63,37 @@ class AnnServiceStub:
 
 
 class AnnServiceServicer:
-    """AnnService answers nearest-neighbour queries over the index version it serves.
+    """AnnService answers nearest-neighbour queries over named indexes and takes their items' updates.
     """
 
     def Search(self, request, context):
         """Search finds the k nearest items of every query in the request.
 
-        INVALID_ARGUMENT names the field that is wrong; UNAVAILABLE while no index is loaded.
+        INVALID_ARGUMENT names the field that is wrong; UNAVAILABLE while no index is loaded; FAILED_PRECONDITION for a
+        cursor of another generation; DEADLINE_EXCEEDED where `min_sequences` did not become visible in time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """Get returns what the index holds of the items of these ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upsert(self, request, context):
+        """Upsert adds items, or replaces them whole, and answers once this replica shows them.
+
+        FAILED_PRECONDITION where `embeddings_version` is not the index's; UNAVAILABLE while the log cannot be written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Delete removes items, and answers once this replica does not show them any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,6 +114,21 @@ def add_AnnServiceServicer_to_server(servicer, server):
                     request_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.SearchRequest.FromString,
                     response_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.SearchResponse.SerializeToString,
             ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.GetRequest.FromString,
+                    response_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.GetResponse.SerializeToString,
+            ),
+            'Upsert': grpc.unary_unary_rpc_method_handler(
+                    servicer.Upsert,
+                    request_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.UpsertRequest.FromString,
+                    response_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.UpsertResponse.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.DeleteRequest.FromString,
+                    response_serializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.DeleteResponse.SerializeToString,
+            ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
                     request_deserializer=vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.StatsRequest.FromString,
@@ -89,7 +143,7 @@ def add_AnnServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AnnService:
-    """AnnService answers nearest-neighbour queries over the index version it serves.
+    """AnnService answers nearest-neighbour queries over named indexes and takes their items' updates.
     """
 
     @staticmethod
@@ -109,6 +163,87 @@ class AnnService:
             '/vitrine.api.ann.v1.AnnService/Search',
             vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.SearchRequest.SerializeToString,
             vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitrine.api.ann.v1.AnnService/Get',
+            vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.GetRequest.SerializeToString,
+            vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upsert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitrine.api.ann.v1.AnnService/Upsert',
+            vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.UpsertRequest.SerializeToString,
+            vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.UpsertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitrine.api.ann.v1.AnnService/Delete',
+            vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.DeleteRequest.SerializeToString,
+            vitrine_dot_api_dot_ann_dot_v1_dot_ann__pb2.DeleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AnnServiceStub:
-    """AnnService answers nearest-neighbour queries over the index version it serves."""
+    """AnnService answers nearest-neighbour queries over named indexes and takes their items' updates."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,26 +36,46 @@ class AnnServiceStub:
     Search: _grpc.UnaryUnaryMultiCallable[_ann_pb2.SearchRequest, _ann_pb2.SearchResponse]
     """Search finds the k nearest items of every query in the request.
 
-    INVALID_ARGUMENT names the field that is wrong; UNAVAILABLE while no index is loaded.
+    INVALID_ARGUMENT names the field that is wrong; UNAVAILABLE while no index is loaded; FAILED_PRECONDITION for a
+    cursor of another generation; DEADLINE_EXCEEDED where `min_sequences` did not become visible in time.
     """
+    Get: _grpc.UnaryUnaryMultiCallable[_ann_pb2.GetRequest, _ann_pb2.GetResponse]
+    """Get returns what the index holds of the items of these ids."""
+    Upsert: _grpc.UnaryUnaryMultiCallable[_ann_pb2.UpsertRequest, _ann_pb2.UpsertResponse]
+    """Upsert adds items, or replaces them whole, and answers once this replica shows them.
+
+    FAILED_PRECONDITION where `embeddings_version` is not the index's; UNAVAILABLE while the log cannot be written.
+    """
+    Delete: _grpc.UnaryUnaryMultiCallable[_ann_pb2.DeleteRequest, _ann_pb2.DeleteResponse]
+    """Delete removes items, and answers once this replica does not show them any more."""
     Stats: _grpc.UnaryUnaryMultiCallable[_ann_pb2.StatsRequest, _ann_pb2.StatsResponse]
     """Stats describes the index version that is being served."""
 
 @_typing.type_check_only
 class AnnServiceAsyncStub(AnnServiceStub):
-    """AnnService answers nearest-neighbour queries over the index version it serves."""
+    """AnnService answers nearest-neighbour queries over named indexes and takes their items' updates."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Search: _aio.UnaryUnaryMultiCallable[_ann_pb2.SearchRequest, _ann_pb2.SearchResponse]  # type: ignore[assignment]
     """Search finds the k nearest items of every query in the request.
 
-    INVALID_ARGUMENT names the field that is wrong; UNAVAILABLE while no index is loaded.
+    INVALID_ARGUMENT names the field that is wrong; UNAVAILABLE while no index is loaded; FAILED_PRECONDITION for a
+    cursor of another generation; DEADLINE_EXCEEDED where `min_sequences` did not become visible in time.
     """
+    Get: _aio.UnaryUnaryMultiCallable[_ann_pb2.GetRequest, _ann_pb2.GetResponse]  # type: ignore[assignment]
+    """Get returns what the index holds of the items of these ids."""
+    Upsert: _aio.UnaryUnaryMultiCallable[_ann_pb2.UpsertRequest, _ann_pb2.UpsertResponse]  # type: ignore[assignment]
+    """Upsert adds items, or replaces them whole, and answers once this replica shows them.
+
+    FAILED_PRECONDITION where `embeddings_version` is not the index's; UNAVAILABLE while the log cannot be written.
+    """
+    Delete: _aio.UnaryUnaryMultiCallable[_ann_pb2.DeleteRequest, _ann_pb2.DeleteResponse]  # type: ignore[assignment]
+    """Delete removes items, and answers once this replica does not show them any more."""
     Stats: _aio.UnaryUnaryMultiCallable[_ann_pb2.StatsRequest, _ann_pb2.StatsResponse]  # type: ignore[assignment]
     """Stats describes the index version that is being served."""
 
 class AnnServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AnnService answers nearest-neighbour queries over the index version it serves."""
+    """AnnService answers nearest-neighbour queries over named indexes and takes their items' updates."""
 
     @_abc_1.abstractmethod
     def Search(
@@ -65,8 +85,36 @@ class AnnServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ann_pb2.SearchResponse, _abc.Awaitable[_ann_pb2.SearchResponse]]:
         """Search finds the k nearest items of every query in the request.
 
-        INVALID_ARGUMENT names the field that is wrong; UNAVAILABLE while no index is loaded.
+        INVALID_ARGUMENT names the field that is wrong; UNAVAILABLE while no index is loaded; FAILED_PRECONDITION for a
+        cursor of another generation; DEADLINE_EXCEEDED where `min_sequences` did not become visible in time.
         """
+
+    @_abc_1.abstractmethod
+    def Get(
+        self,
+        request: _ann_pb2.GetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ann_pb2.GetResponse, _abc.Awaitable[_ann_pb2.GetResponse]]:
+        """Get returns what the index holds of the items of these ids."""
+
+    @_abc_1.abstractmethod
+    def Upsert(
+        self,
+        request: _ann_pb2.UpsertRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ann_pb2.UpsertResponse, _abc.Awaitable[_ann_pb2.UpsertResponse]]:
+        """Upsert adds items, or replaces them whole, and answers once this replica shows them.
+
+        FAILED_PRECONDITION where `embeddings_version` is not the index's; UNAVAILABLE while the log cannot be written.
+        """
+
+    @_abc_1.abstractmethod
+    def Delete(
+        self,
+        request: _ann_pb2.DeleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ann_pb2.DeleteResponse, _abc.Awaitable[_ann_pb2.DeleteResponse]]:
+        """Delete removes items, and answers once this replica does not show them any more."""
 
     @_abc_1.abstractmethod
     def Stats(

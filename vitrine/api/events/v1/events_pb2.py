@@ -22,33 +22,36 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from vitrine.api.items.v1 import items_pb2 as vitrine_dot_api_dot_items_dot_v1_dot_items__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vitrine/api/events/v1/events.proto\x12\x15vitrine.api.events.v1\"\x89\x02\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\x12\x0f\n\x07time_ms\x18\x02 \x01(\x03\x12\x31\n\x04item\x18\x03 \x01(\x0b\x32!.vitrine.api.events.v1.ItemActionH\x00\x12\x33\n\x05\x63rowd\x18\x04 \x01(\x0b\x32\".vitrine.api.events.v1.CrowdChangeH\x00\x12\x39\n\nimpression\x18\x05 \x01(\x0b\x32#.vitrine.api.events.v1.AdImpressionH\x00\x12/\n\x05\x63lick\x18\x06 \x01(\x0b\x32\x1e.vitrine.api.events.v1.AdClickH\x00\x42\x06\n\x04kind\"\x9f\x01\n\nItemAction\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x38\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32(.vitrine.api.events.v1.ItemAction.Action\"F\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_VIEW\x10\x01\x12\x13\n\x0f\x41\x43TION_PURCHASE\x10\x02\"\x9f\x01\n\x0b\x43rowdChange\x12\x10\n\x08\x63rowd_id\x18\x01 \x01(\x04\x12\x39\n\x06\x63hange\x18\x02 \x01(\x0e\x32).vitrine.api.events.v1.CrowdChange.Change\"C\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANGE_JOIN\x10\x01\x12\x10\n\x0c\x43HANGE_LEAVE\x10\x02\"N\n\x0c\x41\x64Impression\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\r\n\x05price\x18\x02 \x01(\x02\x12\x0c\n\x04pctr\x18\x03 \x01(\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\",\n\x07\x41\x64\x43lick\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x93\x01\n\x08\x41\x64Update\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32%.vitrine.api.events.v1.AdUpdate.State\"B\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_PAUSED\x10\x02\"\x82\x01\n\nDeadLetter\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x16\n\x0e\x61ppend_time_ms\x18\x04 \x01(\x03\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\r\n\x05value\x18\x06 \x01(\x0c\x12\x0e\n\x06reason\x18\x07 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vitrine/api/events/v1/events.proto\x12\x15vitrine.api.events.v1\x1a vitrine/api/items/v1/items.proto\"\x89\x02\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\x12\x0f\n\x07time_ms\x18\x02 \x01(\x03\x12\x31\n\x04item\x18\x03 \x01(\x0b\x32!.vitrine.api.events.v1.ItemActionH\x00\x12\x33\n\x05\x63rowd\x18\x04 \x01(\x0b\x32\".vitrine.api.events.v1.CrowdChangeH\x00\x12\x39\n\nimpression\x18\x05 \x01(\x0b\x32#.vitrine.api.events.v1.AdImpressionH\x00\x12/\n\x05\x63lick\x18\x06 \x01(\x0b\x32\x1e.vitrine.api.events.v1.AdClickH\x00\x42\x06\n\x04kind\"\x9f\x01\n\nItemAction\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x38\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32(.vitrine.api.events.v1.ItemAction.Action\"F\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_VIEW\x10\x01\x12\x13\n\x0f\x41\x43TION_PURCHASE\x10\x02\"\x9f\x01\n\x0b\x43rowdChange\x12\x10\n\x08\x63rowd_id\x18\x01 \x01(\x04\x12\x39\n\x06\x63hange\x18\x02 \x01(\x0e\x32).vitrine.api.events.v1.CrowdChange.Change\"C\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANGE_JOIN\x10\x01\x12\x10\n\x0c\x43HANGE_LEAVE\x10\x02\"N\n\x0c\x41\x64Impression\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\r\n\x05price\x18\x02 \x01(\x02\x12\x0c\n\x04pctr\x18\x03 \x01(\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\",\n\x07\x41\x64\x43lick\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x93\x01\n\x08\x41\x64Update\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32%.vitrine.api.events.v1.AdUpdate.State\"B\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_PAUSED\x10\x02\"\x9f\x01\n\nItemUpdate\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\x04\x12\x1a\n\x12\x65mbeddings_version\x18\x03 \x01(\t\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x34\n\nattributes\x18\x05 \x01(\x0b\x32 .vitrine.api.items.v1.Attributes\x12\x0f\n\x07\x64\x65leted\x18\x06 \x01(\x08\"\x82\x01\n\nDeadLetter\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x16\n\x0e\x61ppend_time_ms\x18\x04 \x01(\x03\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\r\n\x05value\x18\x06 \x01(\x0c\x12\x0e\n\x06reason\x18\x07 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vitrine.api.events.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USEREVENT']._serialized_start=62
-  _globals['_USEREVENT']._serialized_end=327
-  _globals['_ITEMACTION']._serialized_start=330
-  _globals['_ITEMACTION']._serialized_end=489
-  _globals['_ITEMACTION_ACTION']._serialized_start=419
-  _globals['_ITEMACTION_ACTION']._serialized_end=489
-  _globals['_CROWDCHANGE']._serialized_start=492
-  _globals['_CROWDCHANGE']._serialized_end=651
-  _globals['_CROWDCHANGE_CHANGE']._serialized_start=584
-  _globals['_CROWDCHANGE_CHANGE']._serialized_end=651
-  _globals['_ADIMPRESSION']._serialized_start=653
-  _globals['_ADIMPRESSION']._serialized_end=731
-  _globals['_ADCLICK']._serialized_start=733
-  _globals['_ADCLICK']._serialized_end=777
-  _globals['_ADUPDATE']._serialized_start=780
-  _globals['_ADUPDATE']._serialized_end=927
-  _globals['_ADUPDATE_STATE']._serialized_start=861
-  _globals['_ADUPDATE_STATE']._serialized_end=927
-  _globals['_DEADLETTER']._serialized_start=930
-  _globals['_DEADLETTER']._serialized_end=1060
+  _globals['_USEREVENT']._serialized_start=96
+  _globals['_USEREVENT']._serialized_end=361
+  _globals['_ITEMACTION']._serialized_start=364
+  _globals['_ITEMACTION']._serialized_end=523
+  _globals['_ITEMACTION_ACTION']._serialized_start=453
+  _globals['_ITEMACTION_ACTION']._serialized_end=523
+  _globals['_CROWDCHANGE']._serialized_start=526
+  _globals['_CROWDCHANGE']._serialized_end=685
+  _globals['_CROWDCHANGE_CHANGE']._serialized_start=618
+  _globals['_CROWDCHANGE_CHANGE']._serialized_end=685
+  _globals['_ADIMPRESSION']._serialized_start=687
+  _globals['_ADIMPRESSION']._serialized_end=765
+  _globals['_ADCLICK']._serialized_start=767
+  _globals['_ADCLICK']._serialized_end=811
+  _globals['_ADUPDATE']._serialized_start=814
+  _globals['_ADUPDATE']._serialized_end=961
+  _globals['_ADUPDATE_STATE']._serialized_start=895
+  _globals['_ADUPDATE_STATE']._serialized_end=961
+  _globals['_ITEMUPDATE']._serialized_start=964
+  _globals['_ITEMUPDATE']._serialized_end=1123
+  _globals['_DEADLETTER']._serialized_start=1126
+  _globals['_DEADLETTER']._serialized_end=1256
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Values of the Kafka topics. Keys are ids in decimal ASCII; every producer partit
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from vitrine.api.items.v1 import items_pb2 as _items_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -275,6 +276,50 @@ class AdUpdate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdUpdate: _TypeAlias = AdUpdate  # noqa: Y015
+
+@_typing.final
+class ItemUpdate(_message.Message):
+    """ItemUpdate is a value of `item-updates`, keyed "index/item_id", compacted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_VERSION_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    """Name of the index, never an alias."""
+    item_id: _builtins.int
+    """The item; both equal the record's key."""
+    embeddings_version: _builtins.str
+    """Version of `embeddings` that the vector comes from."""
+    vector: _builtins.bytes
+    """The item's unit vector as float32, little-endian; empty where it is deleted."""
+    deleted: _builtins.bool
+    """The item is removed. A record, not a tombstone: an artifact from before it must learn of it."""
+    @_builtins.property
+    def attributes(self) -> _items_pb2.Attributes:
+        """The item's attributes."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        item_id: _builtins.int = ...,
+        embeddings_version: _builtins.str = ...,
+        vector: _builtins.bytes = ...,
+        attributes: _items_pb2.Attributes | None = ...,
+        deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "deleted", b"deleted", "embeddings_version", b"embeddings_version", "index", b"index", "item_id", b"item_id", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemUpdate: _TypeAlias = ItemUpdate  # noqa: Y015
 
 @_typing.final
 class DeadLetter(_message.Message):
