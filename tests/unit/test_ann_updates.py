@@ -80,5 +80,5 @@ def test_what_is_no_update_is_refused_with_its_field(key, value, named):
     ],
 )
 def test_bad_attributes_are_refused(given_):
-    with pytest.raises(FieldError, match="^attributes: "):
+    with pytest.raises(FieldError, match=r"^attributes: "):
         updates.from_message(Attributes(attributes=given_))
