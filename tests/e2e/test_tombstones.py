@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from ann_kit import FIRST_ID, publish_embeddings, unit_vectors
 from kafka import KafkaProducer
+from typer.testing import CliRunner
 
-from tests.ann_kit import unit_vectors
 from vitrine.ann import updates
 from vitrine.ann.updates import Update
 from vitrine.artifacts import ArtifactStore
+from vitrine.cli.topics import app
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, tombstones, topics
 from vitrine.runtime.contained import offsets
@@ -131,3 +133,16 @@ def test_what_a_killed_run_left_behind_its_tombstone_is_appended_again(run):
     run.send(1, None)
     run.bury()
     assert run.last()[b"binary-index/1"] is not None
+
+
+def test_the_command_buries_what_no_embeddings_have(run):
+    run.write(FIRST_ID, deleted=True)
+    run.write(7, deleted=True)
+    publish_embeddings(run.store, run.folder / "embeddings", n=10, encoder=False)
+    run.publish(contains=2)
+    command = ["bury", "--kafka-url", run.url, "--namespace", run.namespace, "--store", run.store.root]
+    result = CliRunner().invoke(app, [*command, "--older-than-h", "0"])
+    assert result.output.split() == ["buried", "1", "needed", "1"], result.output
+    assert run.last()[b"binary-index/7"] is None
+    assert run.last()[b"binary-index/%d" % FIRST_ID] is not None
+    assert CliRunner().invoke(app, command[:-2], env={"VITRINE_STORE": ""}).exit_code == 1
