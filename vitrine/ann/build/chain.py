@@ -107,7 +107,7 @@ def _level(
     # Incoming edges are gathered by a pass over all nodes, so tasks are few: as large as the memory allows.
     chunk = _ranges(nodes, parameters.degree * 10, executor, memory_mb, least=executor.workers, rows=nodes)
     steps.run("edges", edges.both_ways, [(*part, parameters) for part in chunk])
-    if nodes // edges.LEVEL >= parameters.entries:
+    if nodes // edges.LEVEL >= parameters.entries_of(nodes):
         steps.run("sample", edges.sample_level, [()])
         _level(folder / edges.UPPER, parameters, executor, memory_mb, progress, name + "upper ")
         steps.run("stack", edges.stack, [()])
