@@ -64,6 +64,6 @@ def test_what_a_task_raises_on_another_machine_is_raised_here(cluster, tmp_path)
     from vitrine.ann.build.executors_ray import RayTasks
 
     done = []
-    with pytest.raises(FileNotFoundError, match="rows.npy"):
+    with pytest.raises(FileNotFoundError, match=r"rows\.npy"):
         RayTasks().run(collapse.prepare, tmp_path, [(), ()], done.append)
     assert not done

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrine.ann.build import collapse, edges, files, neighbours, order, partition
+from vitrine.ann.build import collapse, edges, files, neighbours, order, partition, propagate
 from vitrine.ann.build.executors import Executor, Task, Threads
 from vitrine.ann.build.parameters import Parameters
 from vitrine.errors import FieldError
@@ -101,6 +101,7 @@ def _level(
     steps.run("prepare-neighbours", neighbours.prepare, [(parameters,)])
     clusters = len(files.read(folder, "centres"))
     steps.run("neighbours", neighbours.find, [(cluster, parameters) for cluster in range(clusters)])
+    _propagate(steps, nodes, parameters, executor, memory_mb)
     chunk = _ranges(nodes, parameters.forward * 12, executor, memory_mb)
     steps.run("merge", neighbours.merge, [(*part, parameters) for part in chunk])
     steps.run("prepare-edges", edges.prepare, [(parameters,)])
@@ -112,6 +113,22 @@ def _level(
         _level(folder / edges.UPPER, parameters, executor, memory_mb, progress, name + "upper ")
         steps.run("stack", edges.stack, [()])
         steps.run("far edges", edges.add_coarse, [()])
+
+
+def _propagate(steps: "_Steps", nodes: int, parameters: Parameters, executor: Executor, memory_mb: int) -> None:
+    """Rounds of propagation over the lists of a level."""
+    if not parameters.rounds:
+        return
+    chunk = _ranges(nodes, propagate.TAKE_BYTES, executor, memory_mb)
+    senders = _ranges(nodes, propagate.SEND_BYTES, executor, memory_mb)
+    steps.run("prepare-lists 0", propagate.prepare, [(0,)])
+    steps.run("lists", propagate.gather, chunk)
+    for turn in range(parameters.rounds):
+        steps.run(f"send {turn}", propagate.send, [(*part, turn, parameters) for part in senders])
+        steps.run(f"prepare-lists {turn + 1}", propagate.prepare, [(turn + 1,)])
+        begins = [begin for begin, _ in senders]
+        steps.run(f"take {turn}", propagate.take, [(*part, turn, begins) for part in chunk])
+    steps.run("give back", propagate.give_back, [(*part, parameters.rounds) for part in chunk])
 
 
 class _Steps:

@@ -55,7 +55,7 @@ def write(folder: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
         if values.dtype != dtype or values.shape[1:] != shape[1:] or rows.start + len(values) > shape[0]:
             raise ValueError(f"{name}: {values.dtype} {values.shape} do not fit {dtype} {shape} from {rows.start}")
         file.seek(rows.start * dtype.itemsize * math.prod(shape[1:]), os.SEEK_CUR)
-        file.write(memoryview(np.ascontiguousarray(values)).cast("B"))
+        file.write(np.ascontiguousarray(values).data.cast("B"))
 
 
 def save(folder: Path, name: str, values: NDArray[Any]) -> None:
