@@ -2,7 +2,8 @@
 
 import errno
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder, executor, progress)
     if not (folder / "rows.npy").exists():
-        files.save(folder, "rows", np.asarray(rows))
+        with _named("rows", folder):
+            files.save(folder, "rows", np.asarray(rows))
     fitting = (memory_mb << 19) // executor.workers
     steps.run("prepare-collapse", collapse.prepare, [()])
     steps.run("hash", collapse.hash_rows, _ranges(len(rows), 1, executor, memory_mb))
@@ -164,15 +166,22 @@ class _Steps:
             done += 1
             self._progress(stage, done / len(calls))
 
-        try:
+        with _named(stage, self._folder):
             self._executor.run(task, self._folder, left, count)
-        except OSError as error:
-            why = f"build stage {stage}: {error.strerror or error}"
-            if error.errno in _NO_ROOM:
-                why += "; make room and run again: finished tasks are kept"
-            raise OSError(error.errno or errno.EIO, why, str(self._folder)) from error
         whole.touch()
         note.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(stage: str, folder: Path) -> Iterator[None]:
+    """An OSError names the stage, and says what to do about a full disk."""
+    try:
+        yield
+    except OSError as error:
+        why = f"build stage {stage}: {error.strerror or error}"
+        if error.errno in _NO_ROOM:
+            why += "; make room and run again: finished tasks are kept"
+        raise OSError(error.errno or errno.EIO, why, str(folder)) from error
 
 
 def _plain(call: tuple[Any, ...]) -> list[Any]:
