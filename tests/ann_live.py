@@ -20,7 +20,7 @@ from vitrine.runtime import kafka, process, topics
 from vitrine.runtime.contained import offsets
 from vitrine.runtime.embedded import EmbeddedStack
 
-DIM, BITS = 16, 64
+DIM, BITS = 16, 128
 INDEX = "binary-index"
 
 
