@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vitrine.ann import hashing
 from vitrine.ann.hashing import Hashing
+from vitrine.ann.rotations import METHODS
 from vitrine.data import draws
 
 GRID = 2**24
@@ -105,6 +106,48 @@ def test_equal_vectors_do_not_break_a_fit():
 def test_bits_that_are_no_whole_words_are_refused(bits):
     with pytest.raises(ValueError, match="bits"):
         hashing.fit(unit_vectors(0, 10, 8), bits)
+
+
+@given(st.sampled_from([*METHODS]), st.sampled_from([64, 192, 1024]), st.integers(1, 40), st.integers(2, 60))
+def test_every_method_gives_finite_unit_columns_for_any_sample(method, bits, dim, n):
+    rotation = hashing.fit(unit_vectors(n, n, dim), bits, method=method).rotation.astype(np.float64)
+    assert rotation.shape == (dim, bits)
+    assert np.abs(np.linalg.norm(rotation, axis=0) - 1).max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["turns", "itq", "lph"])
+@pytest.mark.parametrize(("bits", "dims"), [(64, 80), (128, 24)])
+def test_what_is_learnt_is_one_orthogonal_block(method, bits, dims):
+    rotation = hashing.fit(unit_vectors(0, 300, 80), bits, method=method, dims=dims).rotation.astype(np.float64)
+    block = rotation[:, : min(bits, dims)]
+    assert np.abs(block.T @ block - np.eye(block.shape[1])).max() < 1e-5
+
+
+def quantization_loss(sample, rotation):
+    projected = sample @ rotation
+    return np.square(np.where(projected >= 0, 1, -1) - projected).sum()
+
+
+def test_itq_quantizes_with_less_loss_than_random_rotations():
+    sample = np.random.default_rng(0).laplace(size=(2000, 32))
+    turned, learnt = (quantization_loss(sample, METHODS[name](sample, 32, 0)) for name in ("turns", "itq"))
+    assert learnt < 0.97 * turned
+
+
+def test_lph_keeps_the_directions_in_which_neighbours_agree():
+    """Pairs that differ in every direction but two: of equal variances, those two are what tells neighbours."""
+    draws = np.random.default_rng(0)
+    sample = draws.standard_normal((3000, 6))
+    sample[:, :2] = draws.standard_normal((12, 2))[np.arange(3000) % 12]
+    sample /= sample.std(axis=0)
+    columns = METHODS["lph"](sample, 2, 0)
+    assert np.square(columns[:2]).sum() > 1.9
+
+
+@pytest.mark.parametrize("method", ["", "LPH", "rabitq"])
+def test_another_method_is_refused_with_those_there_are(method):
+    with pytest.raises(ValueError, match=r"method: .* turns, itq, lph, signs"):
+        hashing.fit(unit_vectors(0, 10, 8), 64, method=method)
 
 
 @pytest.mark.parametrize("dims", [-1, 9])

@@ -1,8 +1,7 @@
-"""Binary codes of vectors: centre, keep the principal directions, turn at random, take signs.
+"""Binary codes of vectors: centre, keep the principal directions, take signs along the columns of a method.
 
-Bits beyond the kept directions come from further random rotations of the same directions, stacked: each bit is then
-the side of one more random hyperplane, and the Hamming distance estimates the angle (Charikar 2002). Locality
-preserving hashing, ITQ and RaBitQ join this file later.
+A bit is the side of a hyperplane, so that the Hamming distance estimates the angle around the centre. The methods
+(vitrine/ann/rotations.py) differ in how the planes are chosen; docs/hashing.md says which to take.
 
 Encoding is exact arithmetic: vectors, mean and planes are multiples of 2^-24, so that every product is a multiple
 of 2^-48 and every partial sum, below 16, fits float64 without rounding. A code is then the same bits in whatever
@@ -18,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from vitrine.ann.rotations import METHODS
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint64]
@@ -65,7 +66,7 @@ class Hashing:
     @cached_property
     def _wide(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and rotation as float64."""
-        return _on_grid(self.mean), _on_grid(self.rotation)
+        return on_grid(self.mean), on_grid(self.rotation)
 
     def encode(self, vectors: Floats) -> Codes:
         """Codes uint64 (words, n), word-major, of unit vectors float32 (n, dim).
@@ -75,7 +76,7 @@ class Hashing:
         codes = np.empty((self.bits // 64, len(vectors)), np.uint64)
         mean, rotation = self._wide
         for start in range(0, len(vectors), _CHUNK):
-            chunk = _on_grid(vectors[start : start + _CHUNK])
+            chunk = on_grid(vectors[start : start + _CHUNK])
             signs = (chunk - mean) @ rotation >= 0
             packed = np.packbits(signs, axis=1, bitorder="little").view("<u8")
             codes[:, start : start + len(chunk)] = packed.T
@@ -95,32 +96,30 @@ class Hashing:
             raise ValueError(f"{file}: is not a hash function: {error}") from error
 
 
-def fit(vectors: Floats, bits: int, *, dims: int = 0, seed: int = 0) -> Hashing:
+def fit(vectors: Floats, bits: int, *, method: str = "turns", dims: int = 0, seed: int = 0) -> Hashing:
     """Hash function of `bits` bits for unit vectors like the sample float32 (n, dim).
 
-    dims: principal directions kept, 0 for all; fewer leave out directions in which the sample hardly varies
-    Raises ValueError where bits is not a multiple of 64 from 64 to 1,024, or dims is more than dim.
+    method: "turns", "itq", "lph" or "signs"
+    dims:   principal directions kept, 0 for all; fewer leave out directions in which the sample hardly varies
+    Raises ValueError where bits is not a multiple of 64 from 64 to 1,024, dims is more than dim, or method is none
+    of these.
     """
     dim = vectors.shape[1]
     if bits % 64 or not 64 <= bits <= 1024:
         raise ValueError(f"bits: {bits} is not a multiple of 64 from 64 to 1,024")
     if not 0 <= dims <= dim:
         raise ValueError(f"dims: {dims} is not 0 to {dim}, the dimensions of a vector")
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r} is none of {', '.join(METHODS)}")
     sample = vectors.astype(np.float64)
-    mean = _on_grid(sample.mean(axis=0))
+    mean = on_grid(sample.mean(axis=0))
     centred = sample - mean
     _, directions = np.linalg.eigh(centred.T @ centred)  # ascending variance
     kept = directions[:, ::-1][:, : dims or dim]
-    turns = np.concatenate(list(_rotations(kept.shape[1], bits, seed)), axis=1)[:, :bits]
-    return Hashing(mean.astype(np.float32), _on_grid(kept @ turns).astype(np.float32))
+    columns = METHODS[method](centred @ kept, bits, seed)
+    return Hashing(mean.astype(np.float32), on_grid(kept @ columns).astype(np.float32))
 
 
-def _rotations(dim: int, bits: int, seed: int) -> list[NDArray[np.float64]]:
-    """Random orthogonal matrices (dim, dim), as many as it takes to have `bits` columns."""
-    draws = np.random.Generator(np.random.Philox(key=seed))
-    return [np.linalg.qr(draws.standard_normal((dim, dim)))[0] for _ in range(-(-bits // dim))]
-
-
-def _on_grid(values: NDArray[np.floating]) -> NDArray[np.float64]:
+def on_grid(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Nearest multiples of 2^-24, as float64."""
     return np.rint(values.astype(np.float64) * _GRID) / _GRID
