@@ -42,6 +42,30 @@ nb::tuple py_hamming_topk(nb::object codes_, nb::object queries_, int64_t k_, in
   return nb::make_tuple(rows.take(), distances.take());
 }
 
+nb::tuple py_hamming_rows(nb::object codes_, nb::object rows_, nb::object queries_, int64_t k_,
+                          std::optional<std::string> kernel) {
+  const Input<uint64_t> codes("codes", codes_, 2), queries("queries", queries_, 2);
+  const Input<uint32_t> rows("rows", rows_, 1);
+  const size_t n = codes.shape(0), words = codes.shape(1), count = queries.shape(0);
+  const size_t k = std::min(positive("k", k_), rows.size());
+  if (words > 1023) bad_value("codes: at most 1,023 words (65,472 bits) a code, got " + std::to_string(words));
+  queries.expect({count, words}, "one row a query, as many words as codes has");
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i] >= n || (i && rows[i - 1] >= rows[i])) {
+      bad_value("rows: must ascend and be below " + std::to_string(n) + ", but entry " + std::to_string(i) + " is " +
+                std::to_string(rows[i]));
+    }
+  }
+  const Kernels& kernels = kernels_of(kernel);
+  Output<uint32_t> found("k", {count, k}), distances("k", {count, k});
+  {
+    const nb::gil_scoped_release released;
+    hamming_rows(kernels, {codes.data(), n, words, queries.data(), count}, rows.data(), rows.size(), k, found.data(),
+                 distances.data());
+  }
+  return nb::make_tuple(found.take(), distances.take());
+}
+
 // Refuses an indptr whose part i is not an ordered range within `total`.
 void check_part(const char* name, const Input<int64_t>& indptr, size_t i, size_t total) {
   const int64_t begin = indptr[i], end = indptr[i + 1];
@@ -296,20 +320,28 @@ class Graph {
              edges_.shape(1), entries_.data(), entry_codes_.data(), entries_.size(), entry_codes_.stride()};
   }
 
-  nb::tuple walk(nb::object queries_, int64_t ef_, int64_t turns_, int64_t threads_,
-                 std::optional<std::string> kernel) const {
+  nb::tuple walk(nb::object queries_, int64_t ef_, int64_t turns_, int64_t threads_, std::optional<nb::object> allowed_,
+                 int64_t most_, std::optional<std::string> kernel) const {
     const Input<uint64_t> queries("queries", queries_, 2);
+    std::optional<Input<bool>> allowed;
+    if (allowed_) {
+      allowed.emplace("allowed", *allowed_, 1);
+      allowed->expect({view_.nodes}, "one entry a node");
+    }
     const size_t count = queries.shape(0);
     queries.expect({count, view_.words}, "one row a query, as many words as codes has");
     const size_t ef = std::min(within("ef", ef_, 1, 1'000'000), view_.nodes), turns = within("turns", turns_, 1, max_turns);
     const size_t threads = std::min(positive("threads", threads_), std::max<size_t>(count, 1));
+    const size_t most = std::clamp(within("most", most_, 0, 1'000'000), ef, view_.nodes);
+    const auto* allowed_nodes = allowed ? reinterpret_cast<const uint8_t*>(allowed->data()) : nullptr;
     const Kernels& kernels = kernels_of(kernel);
     Output<uint32_t> nodes("ef", {count, ef}), distances("ef", {count, ef}), counts("ef", {count}), scored("ef", {count});
     {
       const nb::gil_scoped_release released;
       on_threads(threads, [&](size_t worker) {
         const size_t begin = count * worker / threads, end = count * (worker + 1) / threads;
-        vitrine::walk(kernels, view_, {queries.data() + begin * view_.words, end - begin, ef, turns, nullptr},
+        vitrine::walk(kernels, view_,
+                      {queries.data() + begin * view_.words, end - begin, ef, turns, nullptr, allowed_nodes, most},
                       {nodes.data() + begin * ef, distances.data() + begin * ef, counts.data() + begin,
                        scored.data() + begin});
       });
@@ -372,6 +404,11 @@ NB_MODULE(_native, m) {
         "Exact k nearest codes by Hamming distance.\n\n"
         "codes: (words, n) uint64, word-major; queries: (q, words) uint64.\n"
         "Returns rows and distances, both (q, min(k, n)) uint32, nearest first; equal distances: the lower row.");
+  m.def("hamming_rows", &py_hamming_rows, "codes"_a.none(), "rows"_a.none(), "queries"_a.none(), "k"_a, nb::kw_only(),
+        "kernel"_a = nb::none(),
+        "The k nearest of chosen rows to each query, by Hamming distance, exactly.\n\n"
+        "codes: (n, words) uint64, row-major; rows: (m,) uint32, ascending; queries: (q, words) uint64.\n"
+        "Returns rows and distances, both (q, min(k, m)) uint32, nearest first; equal distances: the lower row.");
   m.def("match_topk", &py_match_topk, "user_bias"_a.none(), "user_vecs"_a.none(), "user_indptr"_a.none(),
         "user_crowds"_a.none(), "crowd_indptr"_a.none(), "posting_ads"_a.none(), "posting_bids"_a.none(),
         "ad_bias"_a.none(), "ad_vecs"_a.none(), "k"_a, "threads"_a = 1, nb::kw_only(), "kernel"_a = nb::none(),
@@ -419,9 +456,10 @@ NB_MODULE(_native, m) {
                     "on; entries: (e,) uint32, the nodes that walks may begin at.")
       .def(nb::init<nb::object, nb::object, nb::object>(), "codes"_a.none(), "edges"_a.none(), "entries"_a.none())
       .def("walk", &Graph::walk, "queries"_a.none(), "ef"_a, "turns"_a = 1, "threads"_a = 1, nb::kw_only(),
-           "kernel"_a = nb::none(),
+           "allowed"_a = nb::none(), "most"_a = 0, "kernel"_a = nb::none(),
            "The nodes nearest to each query that a best-first search with a list of `ef` finds.\n\n"
-           "queries: (q, words) uint64; turns: walks interleaved on a thread.\n"
+           "queries: (q, words) uint64; turns: walks interleaved on a thread. allowed: (nodes,) bool; other nodes are\n"
+           "walked through but not returned, and the list grows until it has `ef` allowed ones, to `most` nodes.\n"
            "Returns nodes and distances (q, ef) uint32, nearest first, ties by node; counts (q,) of them; and scored (q,),\n"
            "the distances computed.")
       .def("missing_edges", &Graph::missing_edges, "ef"_a, nb::kw_only(), "kernel"_a = nb::none(),

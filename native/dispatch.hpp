@@ -49,7 +49,7 @@ inline size_t seen_slot(uint32_t node) { return node * 0x9e3779b1u >> 7; }
 // Walks interleaved at most.
 inline constexpr size_t max_turns = 16;
 
-// The memory of one walk: list [ef + 1], pending [degree], distances [entry_stride], packed [words * packed_parts].
+// The memory of one walk: list [most + 1], pending [degree], distances [entry_stride], packed [words * packed_parts].
 struct WalkSpace {
   uint64_t* list;
   uint32_t* pending;
@@ -63,13 +63,16 @@ struct WalkSpace {
 };
 
 // `count` queries ([count][words]), `ef` nodes kept of each; `turns` walks are interleaved, each with a space of its own.
+// With `allowed` ([nodes], 0 or 1), a walk keeps as many nodes as it takes to have `ef` allowed ones, `most` at most.
 struct WalkInput {
   const uint64_t* queries;
   size_t count, ef, turns;
   WalkSpace* spaces;
+  const uint8_t* allowed;
+  size_t most;
 };
 
-// nodes, distances: [count][ef], nearest first; counts: how many of them; scored: distances computed, may be null.
+// nodes, distances: [count][ef], the allowed ones, nearest first; counts: how many of them; scored: distances computed, may be null.
 struct WalkOutput {
   uint32_t *nodes, *distances, *counts, *scored;
 };
@@ -107,6 +110,10 @@ struct Kernels {
 
   // Hamming distance of two codes.
   uint32_t (*distance)(const uint64_t* a, const uint64_t* b, size_t words);
+
+  // Hamming distances of `query` to rows rows[0..count) of row-major codes.
+  void (*gather)(const uint64_t* codes, size_t words, const uint32_t* rows, size_t count, const uint64_t* query,
+                 uint32_t* distances);
 
   // out[i] = sigmoid(user_bias + ad_bias[ads[i]] + <user, ad_vecs[ads[i]]>); the user's vector is padded with zeros
   // to a multiple of 8; ad_vecs is [ad_count][d].

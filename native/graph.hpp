@@ -171,7 +171,7 @@ inline std::vector<std::pair<uint32_t, uint32_t>> missing_edges(const Kernels& k
   for (uint32_t node = 0; node < graph.nodes; ++node) {
     if (reached[node]) continue;
     uint32_t count = 0;
-    walk(kernels, graph, {graph.codes + node * graph.words, 1, ef, 1, nullptr},
+    walk(kernels, graph, {graph.codes + node * graph.words, 1, ef, 1, nullptr, nullptr, ef},
          {nodes.data(), distances.data(), &count, nullptr});
     bool linked = false;
     for (size_t i = 0; i < count && !linked; ++i) linked = link(nodes[i], node);

@@ -94,4 +94,26 @@ inline void hamming_topk(const Kernels& kernels, const HammingInput& in, size_t 
   }
 }
 
+// The k best of chosen rows of row-major codes ([n][words]), `rows` ascending: found, distances: [count][k], k <= number
+// of rows.
+inline void hamming_rows(const Kernels& kernels, const HammingInput& in, const uint32_t* rows, size_t number, size_t k,
+                         uint32_t* found, uint32_t* distances) {
+  if (k == 0) return;
+  constexpr size_t block = 4096;
+  std::vector<uint32_t> away(std::min(number, block));
+  for (size_t q = 0; q < in.count; ++q) {
+    Nearest nearest(k, static_cast<uint32_t>(in.words * 64));
+    for (size_t from = 0; from < number; from += block) {
+      const size_t size = std::min(block, number - from);
+      kernels.gather(in.codes, in.words, rows + from, size, in.queries + q * in.words, away.data());
+      for (size_t i = 0; i < size; ++i) nearest.offer(static_cast<uint64_t>(away[i]) << 32 | rows[from + i]);
+    }
+    const std::vector<uint64_t> best = nearest.take();
+    for (size_t i = 0; i < k; ++i) {
+      found[q * k + i] = static_cast<uint32_t>(best[i]);
+      distances[q * k + i] = static_cast<uint32_t>(best[i] >> 32);
+    }
+  }
+}
+
 }  // namespace vitrine

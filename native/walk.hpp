@@ -1,7 +1,8 @@
 // Best-first search of a nearest-neighbour graph over codes.
 //
 // A walk keeps the `ef` nearest nodes seen so far, ordered by (distance, node), and expands the nearest that is not yet
-// expanded until none is left. Both its steps begin with memory that the step before has asked for: neighbours' codes
+// expanded until none is left. Nodes that are not allowed (deleted, or filtered out) are walked through like any other
+// but not counted, so that the list grows until it has `ef` allowed ones, or is full. Both its steps begin with memory that the step before has asked for: neighbours' codes
 // are prefetched when a node is expanded, and its row of edges when it enters the list. Several walks take turns on one
 // thread, so that each one's misses pass while the others compute. The order is total and no step depends on timing,
 // so a query's answer is the same alone, in a batch and on every instruction set. Included by native/isa/*.cpp alone.
@@ -19,14 +20,15 @@ namespace {
 template <class Isa, size_t Words>
 class Walk {
  public:
-  Walk(const GraphView& graph, size_t ef, WalkSpace& space) : graph_(graph), ef_(ef), space_(space), list_(space.list) {}
+  Walk(const GraphView& graph, const WalkInput& in, WalkSpace& space)
+      : graph_(graph), ef_(in.ef), most_(in.most), allowed_(in.allowed), space_(space), list_(space.list) {}
 
   // Starts at the entries nearest to `query`; `number` is the caller's name for it.
   void begin(const uint64_t* query, size_t number) {
     query_ = query;
     number_ = number;
     scored_ = expanded_ = 0;
-    length_ = next_ = waiting_ = 0;
+    length_ = next_ = waiting_ = permitted_ = 0;
     space_.clear(space_.seen, 32 * ef_);
     for (size_t word = 0; word < graph_.words; ++word) Isa::pack(query[word], space_.packed + word * Isa::parts);
     const ScanBlock block{graph_.entry_codes, graph_.entry_stride, graph_.words, 0, graph_.entry_count};
@@ -44,7 +46,7 @@ class Walk {
   // Expands the nearest node that is not expanded; false where there is none.
   bool expand() {
     while (next_ < length_ && (list_[next_] & 1)) ++next_;
-    if (next_ == length_) return false;
+    if (next_ >= length_) return false;
     list_[next_] |= 1;
     ++expanded_;
     const auto node = static_cast<uint32_t>(list_[next_] >> 1);
@@ -71,20 +73,30 @@ class Walk {
   size_t number() const { return number_; }
   size_t scored() const { return scored_; }
   size_t expanded() const { return expanded_; }
-  size_t length() const { return length_; }
-  uint32_t node(size_t i) const { return static_cast<uint32_t>(list_[i] >> 1); }
-  uint32_t distance(size_t i) const { return static_cast<uint32_t>(list_[i] >> 33); }
+
+  // The allowed nodes of the list; their number.
+  size_t results(uint32_t* nodes, uint32_t* distances) const {
+    size_t count = 0;
+    for (size_t i = 0; i < length_; ++i) {
+      if (!allowed(list_[i])) continue;
+      nodes[count] = static_cast<uint32_t>(list_[i] >> 1);
+      distances[count++] = static_cast<uint32_t>(list_[i] >> 33);
+    }
+    return count;
+  }
 
  private:
   size_t words() const { return Words ? Words : graph_.words; }
+  bool allowed(uint64_t entry) const { return !allowed_ || allowed_[static_cast<uint32_t>(entry >> 1)]; }
 
   // Entries are distance << 33 | node << 1 | expanded, so that their order is (distance, node).
   void offer(uint32_t distance, uint32_t node) {
     const uint64_t entry = static_cast<uint64_t>(distance) << 33 | static_cast<uint64_t>(node) << 1;
-    if (length_ == ef_) {
+    if (permitted_ == ef_ || length_ == most_) {
       if (entry >= list_[length_ - 1]) return;
-      --length_;
+      if (length_ == most_ || allowed(entry)) permitted_ -= allowed(list_[--length_]);
     }
+    permitted_ += allowed(entry);
     size_t at = length_++;
     if (at > 64 && list_[at - 32] > entry) {  // far from the end: found by halving, moved at once
       size_t low = 0, high = at - 32;
@@ -103,6 +115,9 @@ class Walk {
     }
     list_[at] = entry;
     if (at < next_) next_ = at;
+    if (allowed_ && permitted_ == ef_) {  // what is farther than the last allowed one can lead to no result
+      while (!allowed(list_[length_ - 1])) --length_;
+    }
     const auto* row = reinterpret_cast<const char*>(graph_.edges + node * graph_.degree);
     for (size_t byte = 0; byte < graph_.degree * 4; byte += 64) __builtin_prefetch(row + byte);
   }
@@ -121,11 +136,12 @@ class Walk {
   }
 
   const GraphView& graph_;
-  size_t ef_;
+  size_t ef_, most_;
+  const uint8_t* allowed_;
   WalkSpace& space_;
   uint64_t* list_;
   const uint64_t* query_ = nullptr;
-  size_t number_ = 0, length_ = 0, next_ = 0, waiting_ = 0, scored_ = 0, expanded_ = 0;
+  size_t number_ = 0, length_ = 0, permitted_ = 0, next_ = 0, waiting_ = 0, scored_ = 0, expanded_ = 0;
 };
 
 template <class Isa, size_t Words>
@@ -141,7 +157,7 @@ void walk_words(const GraphView& graph, const WalkInput& in, const WalkOutput& o
     walk.expand();
   };
   for (; running < in.turns && started < in.count; ++running) {
-    active[running] = new (walks + running) Walk<Isa, Words>(graph, in.ef, in.spaces[running]);
+    active[running] = new (walks + running) Walk<Isa, Words>(graph, in, in.spaces[running]);
     start(*active[running]);
   }
   while (running) {
@@ -153,11 +169,7 @@ void walk_words(const GraphView& graph, const WalkInput& in, const WalkOutput& o
         continue;
       }
       const size_t first = walk.number() * in.ef;
-      for (size_t j = 0; j < walk.length(); ++j) {
-        out.nodes[first + j] = walk.node(j);
-        out.distances[first + j] = walk.distance(j);
-      }
-      out.counts[walk.number()] = static_cast<uint32_t>(walk.length());
+      out.counts[walk.number()] = static_cast<uint32_t>(walk.results(out.nodes + first, out.distances + first));
       if (out.scored) out.scored[walk.number()] = static_cast<uint32_t>(walk.scored());
       if (started < in.count) {
         start(walk);

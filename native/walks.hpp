@@ -41,11 +41,12 @@ inline void walk(const Kernels& kernels, const GraphView& graph, WalkInput in, c
     std::vector<uint32_t> pending, table;
     std::vector<uint16_t> distances;
   };
+  if (!in.allowed) in.most = in.ef;
   in.turns = std::clamp<size_t>(in.turns, 1, std::clamp<size_t>(in.count, 1, max_turns));
   std::vector<Memory> memory(in.turns);
   std::vector<WalkSpace> spaces;
   for (Memory& own : memory) {
-    own.list.resize(in.ef + 1);
+    own.list.resize(in.most + 1);
     own.packed.resize(graph.words * kernels.packed_parts);
     own.pending.resize(graph.degree);
     own.distances.resize(graph.entry_stride);

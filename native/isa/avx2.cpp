@@ -79,10 +79,11 @@ struct Isa {
 }  // namespace
 }  // namespace vitrine
 
+#include "../gather.hpp"
 #include "../nearest.hpp"
 #include "../prune.hpp"
 #include "../scan.hpp"
 #include "../tower.hpp"
 #include "../walk.hpp"
 
-const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, pctr};
+const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr};

@@ -12,7 +12,7 @@ from vitrine.placement import qualify
 from vitrine.runtime import logs, redis, settings, topics
 from vitrine.runtime.readings import redis_contact
 from vitrine.runtime.server import serve
-from vitrine.runtime.tail import Tail
+from vitrine.runtime.tail import Tail, one_by_one
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
         return 1
     store = Store(client, config.namespace)
     paused = PausedAds()
-    tail = Tail(config.kafka_url, qualify(config.namespace, topics.AD_UPDATES), paused.apply)
+    ad_updates = qualify(config.namespace, topics.AD_UPDATES)
+    tail = Tail(config.kafka_url, ad_updates, one_by_one(ad_updates, paused.apply))
     watch = StoreWatch(store.ping)
     redis_contact.add(lambda: {"": watch.seconds_since_contact})
     servicer = MatchingServicer(matcher, store, paused, watch)

@@ -1,6 +1,6 @@
 """Compacted topics read whole, and the making of topics, against a real broker."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
@@ -12,7 +12,7 @@ from vitrine.placement import qualify
 from vitrine.runtime import topics
 from vitrine.runtime.embedded import EmbeddedStack
 from vitrine.runtime.kafka import LogLostError, admin, partition_count, producer
-from vitrine.runtime.tail import Tail
+from vitrine.runtime.tail import Tail, one_by_one
 from vitrine.runtime.topics import TopicMismatchError
 
 
@@ -55,27 +55,31 @@ def write(kafka: EmbeddedStack, topic: str, *records: tuple[bytes | None, bytes 
         out.close()
 
 
+def tail_of(kafka: EmbeddedStack, topic: str, table: Table, offsets: Mapping[int, int] | None = None) -> Tail:
+    return Tail(kafka.kafka_url, topic, one_by_one(topic, table.apply), offsets)
+
+
 def test_a_tail_reads_what_there_is_says_so_and_goes_on(kafka: EmbeddedStack, topic: str) -> None:
     write(kafka, topic, (b"1", b"a"), (b"2", b"b"), (b"1", b"c"), (b"2", None))
     table = Table()
-    tail = Tail(kafka.kafka_url, topic, table.apply)
+    tail = tail_of(kafka, topic, table)
     try:
         tail.wait_caught_up(60)
         assert table.rows == {b"1": b"c"}
-        assert tail.position == 4
+        assert tail.positions == {0: 4}
         write(kafka, topic, (b"3", b"d"))
         wait_for(lambda: table.rows.get(b"3") == b"d")
-        assert tail.position == 5
+        assert tail.positions == {0: 5}
         assert tail.error is None
     finally:
         tail.close()
 
 
 def test_a_tail_of_an_empty_topic_is_caught_up(kafka: EmbeddedStack, topic: str) -> None:
-    tail = Tail(kafka.kafka_url, topic, Table().apply)
+    tail = tail_of(kafka, topic, Table())
     try:
         tail.wait_caught_up(60)
-        assert tail.position == 0
+        assert tail.positions == {0: 0}
     finally:
         tail.close()
 
@@ -83,7 +87,7 @@ def test_a_tail_of_an_empty_topic_is_caught_up(kafka: EmbeddedStack, topic: str)
 def test_a_tail_starts_at_the_offset_it_is_given(kafka: EmbeddedStack, topic: str) -> None:
     write(kafka, topic, (b"1", b"a"), (b"2", b"b"), (b"3", b"c"))
     table = Table()
-    tail = Tail(kafka.kafka_url, topic, table.apply, from_offset=2)
+    tail = tail_of(kafka, topic, table, {0: 2})
     try:
         tail.wait_caught_up(60)
         assert table.offsets == [2]
@@ -91,10 +95,60 @@ def test_a_tail_starts_at_the_offset_it_is_given(kafka: EmbeddedStack, topic: st
         tail.close()
 
 
+def test_a_tail_reads_every_partition_and_each_from_its_own_offset(kafka: EmbeddedStack, namespace: str) -> None:
+    topics.create(kafka.kafka_url, namespace, 4)
+    topic = qualify(namespace, topics.ITEM_UPDATES)
+    keys = [b"%d" % number for number in range(40)]
+    write(kafka, topic, *[(key, b"a") for key in keys])
+    table = Table()
+    tail = tail_of(kafka, topic, table)
+    try:
+        tail.wait_caught_up(60)
+        assert table.rows == dict.fromkeys(keys, b"a")
+        ends = tail.positions
+        assert (len(ends), sum(ends.values())) == (4, 40)
+    finally:
+        tail.close()
+    rest = Table()
+    tail = tail_of(kafka, topic, rest, {0: ends[0], 1: ends[1] - 1})
+    try:
+        tail.wait_caught_up(60)
+        assert len(rest.offsets) == 1 + ends[2] + ends[3]
+        write(kafka, topic, *[(key, b"b") for key in keys[:2]])
+        assert tail.wait_reached(tail.positions, 0)
+        wait_for(lambda: sum(tail.positions.values()) == 42)
+    finally:
+        tail.close()
+
+
+def test_while_a_tail_is_held_it_applies_nothing(kafka: EmbeddedStack, topic: str) -> None:
+    table = Table()
+    tail = tail_of(kafka, topic, table)
+    try:
+        tail.wait_caught_up(60)
+        with tail.held() as positions:
+            write(kafka, topic, (b"1", b"a"))
+            assert not tail.wait_reached({0: 1}, 0.5)
+            assert (positions, table.rows) == ({0: 0}, {})
+        assert tail.wait_reached({0: 1}, 60)
+        assert table.rows == {b"1": b"a"}
+    finally:
+        tail.close()
+
+
+def test_a_tail_refuses_the_offset_of_a_partition_that_is_not_there(kafka: EmbeddedStack, topic: str) -> None:
+    tail = tail_of(kafka, topic, Table(), {7: 3})
+    try:
+        with pytest.raises(LogLostError, match="partition 7: wanted offset 3"):
+            tail.wait_caught_up(60)
+    finally:
+        tail.close()
+
+
 def test_a_record_that_cannot_be_applied_is_counted_and_passed_over(kafka: EmbeddedStack, topic: str) -> None:
     write(kafka, topic, (b"1", b"a"), (b"2", b"bad"), (b"3", b"c"))
     table = Table()
-    tail = Tail(kafka.kafka_url, topic, table.apply)
+    tail = tail_of(kafka, topic, table)
     try:
         tail.wait_caught_up(60)
         assert table.rows == {b"1": b"a", b"3": b"c"}
@@ -110,7 +164,7 @@ def test_a_tail_whose_offset_the_log_lacks_ends_with_the_reason(kafka: EmbeddedS
     with admin(kafka.kafka_url) as client:
         client.delete_records({TopicPartition(topic, 0): 2})
     for wanted in (1, 3):
-        tail = Tail(kafka.kafka_url, topic, Table().apply, from_offset=wanted)
+        tail = tail_of(kafka, topic, Table(), {0: wanted})
         try:
             with pytest.raises(LogLostError) as caught:
                 tail.wait_caught_up(60)
@@ -121,7 +175,7 @@ def test_a_tail_whose_offset_the_log_lacks_ends_with_the_reason(kafka: EmbeddedS
 
 def test_a_tail_outlives_a_restart_of_the_broker(kafka: EmbeddedStack, topic: str) -> None:
     table = Table()
-    tail = Tail(kafka.kafka_url, topic, table.apply)
+    tail = tail_of(kafka, topic, table)
     try:
         tail.wait_caught_up(60)
         kafka.restart_kafka()
@@ -144,7 +198,7 @@ def test_a_tail_waits_for_a_topic_that_is_made_after_its_start(
 
     monkeypatch.setattr("vitrine.runtime.tail.partition_count", impatient)
     table = Table()
-    tail = Tail(kafka.kafka_url, qualify(namespace, topics.AD_UPDATES), table.apply)
+    tail = tail_of(kafka, qualify(namespace, topics.AD_UPDATES), table)
     try:
         wait_for(lambda: len(asked) > 1)
         assert not tail.caught_up.is_set()

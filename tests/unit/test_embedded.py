@@ -21,7 +21,7 @@ from vitrine.runtime.consume import ConsumerLoop, Record
 from vitrine.runtime.embedded import EmbeddedStack
 from vitrine.runtime.kafka import cluster_id, key_of, producer
 from vitrine.runtime.redis import connect
-from vitrine.runtime.tail import Tail
+from vitrine.runtime.tail import Tail, one_by_one
 
 _ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,8 @@ def test_the_in_memory_broker_carries_events_and_updates() -> None:
         thread = threading.Thread(target=loop.run)
         thread.start()
         updates: list[tuple[int, bytes | None]] = []
-        tail = Tail(stack.kafka_url, topics.AD_UPDATES, lambda offset, key, value: updates.append((offset, value)))
+        apply = one_by_one(topics.AD_UPDATES, lambda offset, key, value: updates.append((offset, value)))
+        tail = Tail(stack.kafka_url, topics.AD_UPDATES, apply)
         try:
             wait_for(lambda: loop.partitions == [0, 1, 2, 3])
             out = producer(stack.kafka_url)

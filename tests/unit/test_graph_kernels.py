@@ -193,6 +193,66 @@ def test_an_answer_is_the_same_alone_interleaved_on_threads_and_on_every_instruc
                 np.testing.assert_array_equal(one, other)
 
 
+@kernels
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 99), st.floats(0, 1))
+def test_a_walk_returns_allowed_nodes_alone_and_all_of_the_nearest_where_its_list_has_room(kernel, ef, seed, share):
+    codes, queries = codes_of(300, 4, seed), codes_of(5, 4, seed + 1)
+    allowed = np.random.default_rng(seed).random(300) < share
+    graph = native.Graph(codes, ring(300), np.array([0, 7], np.uint32))
+    nodes, distances, counts, _ = graph.walk(queries, 300, allowed=allowed, kernel=kernel)
+    expected = distances_of(queries, codes)
+    for i in range(5):
+        order = [node for node in np.argsort(expected[i], kind="stable") if allowed[node]]
+        assert nodes[i, : counts[i]].tolist() == order
+        assert distances[i, : counts[i]].tolist() == expected[i][order].tolist()
+    some, _, found, _ = graph.walk(queries, ef, allowed=allowed, most=300, kernel=kernel)
+    few, _, fewer, _ = graph.walk(queries, ef, 3, allowed=allowed, most=ef + 5, kernel=kernel)
+    for i in range(5):
+        assert found[i] <= min(ef, allowed.sum())
+        assert fewer[i] <= ef
+        assert allowed[some[i, : found[i]]].all()
+        assert allowed[few[i, : fewer[i]]].all()
+        places = [(expected[i][node], node) for node in some[i, : found[i]]]
+        assert places == sorted(set(places))
+
+
+def test_a_walk_among_many_nodes_that_are_not_allowed_finds_what_a_longer_list_would():
+    codes = codes_of(2050, 8, 5, 3000)
+    codes, queries = codes[:2000], codes[2000:]
+    edges = np.argsort(distances_of(codes, codes), axis=1, kind="stable")[:, 1:17].astype(np.uint32)
+    graph = native.Graph(codes, edges, np.arange(0, 2000, 20, np.uint32))
+    allowed = np.random.default_rng(1).random(2000) < 0.2
+    exact = distances_of(queries, codes)
+    found, _, counts, scored = graph.walk(queries, 40, allowed=allowed, most=2000)
+    hits = 0
+    for i in range(50):
+        assert counts[i] == 40
+        nearest = [node for node in np.argsort(exact[i], kind="stable") if allowed[node]][:10]
+        hits += len(set(found[i].tolist()) & set(nearest))
+    assert hits >= 0.8 * 50 * 10
+    assert scored.mean() < 1900
+
+
+@kernels
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 300), st.sampled_from([1, 4, 5, 8, 16]), st.integers(1, 50), st.integers(0, 99))
+def test_the_nearest_of_chosen_rows_are_those_of_a_sort(kernel, n, words, k, seed):
+    codes, queries = codes_of(n, words, seed), codes_of(3, words, seed + 1)
+    rows = np.flatnonzero(np.random.default_rng(seed).random(n) < 0.5).astype(np.uint32)
+    found, distances = native.hamming_rows(codes, rows, queries, k, kernel=kernel)
+    expected = distances_of(queries, codes[rows])
+    order = np.argsort(expected, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(found, rows[order])
+    np.testing.assert_array_equal(distances, np.take_along_axis(expected, order, axis=1))
+
+
+@pytest.mark.parametrize("rows", [[0, 10], [3, 2], [3, 3]])
+def test_rows_that_do_not_ascend_or_are_not_there_are_refused(rows):
+    with pytest.raises(ValueError, match="rows: must ascend and be below 10, but entry 1"):
+        native.hamming_rows(codes_of(10, 4, 1), np.array(rows, np.uint32), codes_of(1, 4, 2), 3)
+
+
 def test_what_the_entries_do_not_reach_gets_an_edge_from_a_near_node_with_room():
     codes = codes_of(300, 4, 8)
     edges = np.full((300, 16), UNUSED, np.uint32)

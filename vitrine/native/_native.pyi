@@ -1,12 +1,20 @@
 """Types of the compiled kernels; their docstrings stand in native/bindings.cpp."""
 
-from numpy import float32, int32, int64, uint16, uint32, uint64
+from numpy import bool_, float32, int32, int64, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 def kernel() -> str: ...
 def supported_kernels() -> list[str]: ...
 def hamming_topk(
     codes: NDArray[uint64], queries: NDArray[uint64], k: int, threads: int = 1, *, kernel: str | None = None
+) -> tuple[NDArray[uint32], NDArray[uint32]]: ...
+def hamming_rows(
+    codes: NDArray[uint64],
+    rows: NDArray[uint32],
+    queries: NDArray[uint64],
+    k: int,
+    *,
+    kernel: str | None = None,
 ) -> tuple[NDArray[uint32], NDArray[uint32]]: ...
 def match_topk(
     user_bias: NDArray[float32],
@@ -83,6 +91,14 @@ def cap_edges(
 class Graph:
     def __init__(self, codes: NDArray[uint64], edges: NDArray[uint32], entries: NDArray[uint32]) -> None: ...
     def walk(
-        self, queries: NDArray[uint64], ef: int, turns: int = 1, threads: int = 1, *, kernel: str | None = None
+        self,
+        queries: NDArray[uint64],
+        ef: int,
+        turns: int = 1,
+        threads: int = 1,
+        *,
+        allowed: NDArray[bool_] | None = None,
+        most: int = 0,
+        kernel: str | None = None,
     ) -> tuple[NDArray[uint32], NDArray[uint32], NDArray[uint32], NDArray[uint32]]: ...
     def missing_edges(self, ef: int, *, kernel: str | None = None) -> NDArray[uint32]: ...
