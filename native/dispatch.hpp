@@ -82,6 +82,16 @@ inline constexpr size_t block_rows = 64;
 // Queries of a tile of `Kernels::nearest`: 4, or 2 or 1 for what is left.
 inline constexpr size_t nearest_tile_size = 4;
 
+// Levels that a row of re-rank codes is padded to a multiple of.
+inline constexpr size_t coarse_group = 64;
+
+// Re-rank codes: rows of `width` levels of 4 or 8 bits, and what a product with each row is multiplied by.
+struct CoarseView {
+  const uint8_t* codes;
+  const float* factors;
+  size_t width, bits;
+};
+
 struct Kernels {
   const char* name;
 
@@ -119,6 +129,14 @@ struct Kernels {
   // to a multiple of 8; ad_vecs is [ad_count][d].
   void (*pctr)(float user_bias, const float* user, const uint32_t* ads, size_t n, const float* ad_bias,
                const float* ad_vecs, size_t ad_count, size_t d, float* out);
+
+  // products[i] = <query, the integers of row rows[i]>, for a query int16 [width].
+  void (*coarse_products)(const CoarseView& coarse, const int16_t* query, const uint32_t* rows, size_t count,
+                          int32_t* products);
+  // products[i] = <query, vectors[rows[i]]> summed as in `pctr`; vectors is [n][dim], the query padded with zeros to a
+  // multiple of 8.
+  void (*vector_products)(const float* vectors, size_t n, size_t dim, const float* query, const uint32_t* rows,
+                          size_t count, float* products);
 };
 
 extern const Kernels portable_kernels;

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from vitrine.ann.coarse import Coarse, turn
+from tests.unit import native_oracles as oracle
+from vitrine.ann.coarse import Coarse, flips
 from vitrine.artifacts import ArtifactError
 from vitrine.data import draws
 
@@ -21,16 +22,8 @@ bits_of = st.sampled_from([4, 8])
 dims = st.sampled_from([1, 2, 16, 63, 64, 65, 100, 192, 256, 300])
 
 
-def integers(coarse):
-    """What each code stands for, byte by byte."""
-    if coarse.bits == 8:
-        return coarse.codes.view(np.int8).astype(int)
-    width = coarse.codes.shape[1] * 2
-    out = np.empty((coarse.items, width), int)
-    for i in range(width):
-        byte = coarse.codes[:, i // 64 * 32 + i % 32].astype(int)
-        out[:, i] = 2 * (byte & 15 if i % 64 < 32 else byte >> 4) - 15
-    return out
+def turn(vectors):
+    return oracle.turn(vectors, flips(vectors.shape[1]))
 
 
 @given(st.integers(0, 2**32), dims)
@@ -51,8 +44,9 @@ def test_scores_are_the_products_of_rounded_vectors(seed, dim, bits, n):
     vectors, query = unit_vectors(seed, n, dim), unit_vectors(seed + 1, 1, dim)[0]
     coarse = Coarse.encode(vectors, bits)
     rows = np.random.default_rng(seed).integers(0, n, 30).astype(np.uint32)
-    rounded = integers(coarse) * coarse.factors[:, None].astype(float)
-    expected = (rounded @ turn(query[None]).astype(float)[0])[rows]
+    turned = turn(query[None]).astype(float)[0]
+    rounded = oracle.coarse_integers(coarse.codes, len(turned)) * coarse.factors[:, None].astype(float)
+    expected = (rounded @ turned)[rows]
     assert np.abs(coarse.scores(query, rows) - expected).max() < 1e-3
 
 

@@ -14,20 +14,21 @@ fixed order. Codes and scores are therefore the same bits on every machine, for 
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrine import native
 from vitrine.ann.arrays import refuse
-from vitrine.ann.hashing import Floats, on_grid
+from vitrine.ann.hashing import Floats
 
 BITS = (4, 8)
 
-_GROUP = 64  # dimensions that a row is padded to a multiple of; two of a group share a byte at 4 bits
+_GROUP = 64  # dimensions that a row is padded to a multiple of
 _CHUNK = 4096  # rows encoded at a time
-_PEAK = 8191  # largest coordinate of a query: its error is 1/64 of that of int8
 _MAX_DIM = 1 << 16
 _FLIPS = np.random.Philox(key=0x0C0A25E).random_raw(2 * _MAX_DIM).reshape(2, _MAX_DIM) >> 63
 
@@ -68,27 +69,26 @@ class Coarse:
             coarse = cls(dim, bits, *_create(file, n, dim, bits))
         for start in range(0, n, _CHUNK):
             part = slice(start, min(start + _CHUNK, n))
-            coarse.codes[part], coarse.factors[part] = _quantize(turn(vectors[part]), bits)
+            rows = np.ascontiguousarray(vectors[part], np.float32)
+            coarse.codes[part], coarse.factors[part] = native.coarse_encode(rows, flips(dim), bits)
         return coarse
 
     def scores(self, query: Floats, rows: NDArray[np.integer]) -> Floats:
         """Estimated inner products float32 (len(rows),) of a query float32 (dim,) with these rows."""
-        integers, scale = self.round_queries(query[None])
-        gathered = self.codes[rows]
-        if self.bits == 8:
-            products = gathered.view(np.int8).astype(np.int32) @ integers[0].astype(np.int32)
-        else:
-            products = 2 * (_apart(gathered).astype(np.int32) @ integers[0].astype(np.int32))
-            products -= 15 * integers[0].sum(dtype=np.int32)
-        scores: Floats = products.astype(np.float32) * self.factors[rows] * scale[0]
+        given = np.ascontiguousarray(rows, np.uint32)[None]
+        one = np.ascontiguousarray(query, np.float32)[None]
+        scores: Floats = native.coarse_scores(self.codes, self.factors, flips(self.dim), one, given)[0]
         return scores
 
-    def round_queries(self, queries: Floats) -> tuple[NDArray[np.int16], Floats]:
-        """Queries float32 (q, dim), turned and rounded: int16 (q, width), and the unit of each float32 (q,)."""
-        turned = turn(queries)
-        peak = np.float32(min(_PEAK, (2**31 - 1) // (127 * turned.shape[1])))  # no sum overflows
-        units = np.maximum(np.abs(turned).max(axis=1), np.float32(1e-30)) / peak
-        return np.rint(turned / units[:, None]).astype(np.int16), units
+    def best(
+        self, queries: Floats, rows: NDArray[np.uint32], k: int, threads: int = 1
+    ) -> tuple[NDArray[np.uint32], Floats]:
+        """Each query's k best among its own rows: rows and scores, both (q, k), best first, equal scores by row.
+
+        queries: float32 (q, dim)
+        rows:    uint32 (q, p), a query's ending at 2^32 - 1; so do the best where there are fewer than k
+        """
+        return native.coarse_topk(self.codes, self.factors, flips(self.dim), queries, rows, k, threads)
 
     def save(self, file: Path) -> None:
         """Writes coarse.safetensors, which `load` maps."""
@@ -111,49 +111,11 @@ class Coarse:
         return cls(dim, bits, *_map(file, header, size, "r"))
 
 
-def turn(vectors: Floats) -> Floats:
-    """Vectors float32 (n, dim), padded with zeros and rotated: float32 (n, width); products stay what they were."""
-    turned = np.zeros((len(vectors), _width(vectors.shape[1])), np.float32)
-    turned[:, : vectors.shape[1]] = vectors
-    width = turned.shape[1]
-    reach = 1 << width.bit_length() - 1  # of a transform: the largest power of two; two of them overlap
-    for flips, first in zip(_FLIPS, (0, width - reach), strict=True):
-        turned *= np.float32(1) - np.float32(2) * flips[:width].astype(np.float32)
-        part = turned[:, first : first + reach].copy()
-        step = 1
-        while step < reach:
-            pairs = part.reshape(-1, reach // (2 * step), 2, step)
-            part = np.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), axis=2)
-            step *= 2
-        turned[:, first : first + reach] = part.reshape(-1, reach) * np.float32(reach**-0.5)
-    return turned
-
-
-def _quantize(turned: Floats, bits: int) -> tuple[NDArray[np.uint8], Floats]:
-    """Codes and factors of turned vectors; sums are exact, as in vitrine.ann.hashing."""
-    largest = np.abs(turned).max(axis=1, keepdims=True)
-    if bits == 8:
-        integers = np.rint(turned / largest * np.float32(127))
-        codes = integers.astype(np.int8).view(np.uint8)
-    else:
-        levels = np.clip(np.floor(turned / largest * np.float32(7.5)), -8, 7)
-        integers = 2 * levels + 1  # odd, -15 to 15
-        codes = _together((levels + 8).astype(np.uint8))
-    exact = on_grid(turned)
-    lengths, products = (np.einsum("nd,nd->n", exact, other) for other in (exact, integers.astype(np.float64)))
-    return codes, (lengths / products).astype(np.float32)
-
-
-def _together(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Levels 0 to 15 (n, width), two a byte: of each 64 the first half are the low bits, the second the high."""
-    groups = levels.reshape(len(levels), -1, 2, _GROUP // 2)
-    return np.asarray(groups[:, :, 0] | groups[:, :, 1] << 4, np.uint8).reshape(len(levels), -1)
-
-
-def _apart(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The inverse of `_together`."""
-    groups = codes.reshape(len(codes), -1, 1, _GROUP // 2)
-    return np.concatenate((groups & 15, groups >> 4), axis=2).reshape(len(codes), -1)
+@cache
+def flips(dim: int) -> Floats:
+    """The constant signs of both rounds, 1 or -1, float32 (2, width)."""
+    drawn = _FLIPS[:, : _width(dim)]
+    return np.ascontiguousarray(1 - 2 * drawn.astype(np.float32))
 
 
 def _width(dim: int) -> int:

@@ -11,6 +11,9 @@ from vitrine.native._native import (
     assign_centres,
     cap_edges,
     cluster_neighbours,
+    coarse_encode,
+    coarse_scores,
+    coarse_topk,
     hamming_rows,
     hamming_topk,
     incoming,
@@ -20,6 +23,7 @@ from vitrine.native._native import (
     murmur2_decimal,
     supported_kernels,
     tower_pctr,
+    vector_topk,
 )
 
 __all__ = [
@@ -27,6 +31,9 @@ __all__ = [
     "assign_centres",
     "cap_edges",
     "cluster_neighbours",
+    "coarse_encode",
+    "coarse_scores",
+    "coarse_topk",
     "hamming_rows",
     "hamming_topk",
     "incoming",
@@ -36,4 +43,5 @@ __all__ = [
     "murmur2_decimal",
     "supported_kernels",
     "tower_pctr",
+    "vector_topk",
 ]
