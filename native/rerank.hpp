@@ -61,7 +61,7 @@ inline float round_even(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 inline double round_even(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
 inline float round_down(float x) {
   const float nearest = round_even(x);
-  return nearest > x ? nearest - 1 : nearest;
+  return nearest - (nearest > x ? 1.0f : 0.0f);
 }
 
 // A turned query in integers up to `peak`; returns what one of them is worth.
@@ -78,29 +78,29 @@ inline float query_peak(size_t width) {
 
 // A turned vector's code and factor.
 inline void quantize(const Turn& turn, size_t bits, uint8_t* code, float* factor) {
-  const size_t width = turn.turned.size();
+  constexpr size_t half = coarse_group / 2;
   const float largest = turn.largest();
   double length = 0, product = 0;
-  uint8_t nibbles[coarse_group];
-  for (size_t i = 0; i < width; ++i) {
-    const float share = turn.turned[i] / largest;
-    const double exact = round_even(double{turn.turned[i]} * 0x1p24) * 0x1p-24;
-    float integer;
+  for (size_t start = 0; start < turn.turned.size(); start += coarse_group, code += coarse_group * bits / 8) {
+    const float* group = turn.turned.data() + start;
+    float integers[coarse_group];
     if (bits == 8) {
-      integer = round_even(share * 127.0f);
-      code[i] = static_cast<uint8_t>(static_cast<int8_t>(integer));
+      for (size_t i = 0; i < coarse_group; ++i) integers[i] = round_even(group[i] / largest * 127.0f);
+      for (size_t i = 0; i < coarse_group; ++i) code[i] = static_cast<uint8_t>(static_cast<int8_t>(integers[i]));
     } else {
-      const float level = std::clamp(round_down(share * 7.5f), -8.0f, 7.0f);
-      integer = 2 * level + 1;
-      nibbles[i % coarse_group] = static_cast<uint8_t>(static_cast<int>(level) + 8);
-      if ((i + 1) % coarse_group == 0) {
-        constexpr size_t half = coarse_group / 2;
-        uint8_t* bytes = code + i / coarse_group * half;
-        for (size_t j = 0; j < half; ++j) bytes[j] = static_cast<uint8_t>(nibbles[j] | nibbles[half + j] << 4);
+      int levels[coarse_group];
+      for (size_t i = 0; i < coarse_group; ++i) {
+        const float level = std::min(round_down(group[i] / largest * 7.5f), 7.0f);
+        integers[i] = 2 * level + 1;
+        levels[i] = static_cast<int>(level) + 8;
       }
+      for (size_t i = 0; i < half; ++i) code[i] = static_cast<uint8_t>(levels[i] | levels[half + i] << 4);
     }
-    length += exact * exact;
-    product += exact * double{integer};
+    for (size_t i = 0; i < coarse_group; ++i) {
+      const double exact = round_even(double{group[i]} * 0x1p24) * 0x1p-24;
+      length += exact * exact;
+      product += exact * double{integers[i]};
+    }
   }
   *factor = static_cast<float>(length / product);
 }
