@@ -59,10 +59,6 @@ class Turn {
 // To the nearest integer, ties to even, for |x| < 2^22 (2^51 of a double): in an instruction that every machine has.
 inline float round_even(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 inline double round_even(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
-inline float round_down(float x) {
-  const float nearest = round_even(x);
-  return nearest - (nearest > x ? 1.0f : 0.0f);
-}
 
 // A turned query in integers up to `peak`; returns what one of them is worth.
 inline float round_query(const Turn& turn, float peak, int16_t* integers) {
@@ -90,9 +86,8 @@ inline void quantize(const Turn& turn, size_t bits, uint8_t* code, float* factor
     } else {
       int levels[coarse_group];
       for (size_t i = 0; i < coarse_group; ++i) {
-        const float level = std::min(round_down(group[i] / largest * 7.5f), 7.0f);
-        integers[i] = 2 * level + 1;
-        levels[i] = static_cast<int>(level) + 8;
+        levels[i] = std::min(static_cast<int>(group[i] / largest * 7.5f + 8.0f), 15);  // positive: rounds down
+        integers[i] = static_cast<float>(2 * levels[i] - 15);
       }
       for (size_t i = 0; i < half; ++i) code[i] = static_cast<uint8_t>(levels[i] | levels[half + i] << 4);
     }

@@ -123,9 +123,9 @@ def coarse_encode(vectors, flips, bits):
         integers = np.rint(share * np.float32(127)).astype(int)
         codes = integers.astype(np.int8).view(np.uint8)
     else:
-        levels = np.clip(np.floor(share * np.float32(7.5)), -8, 7).astype(int)
-        integers = 2 * levels + 1
-        halves = (levels + 8).reshape(len(levels), -1, 2, 32)
+        levels = np.minimum((share * np.float32(7.5) + np.float32(8)).astype(int), 15)
+        integers = 2 * levels - 15
+        halves = levels.reshape(len(levels), -1, 2, 32)
         codes = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(levels), -1).astype(np.uint8)
     exact = np.rint(turned.astype(float) * 2**24) / 2**24
     return codes, ((exact * exact).sum(axis=1) / (exact * integers).sum(axis=1)).astype(np.float32)
