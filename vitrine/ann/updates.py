@@ -73,17 +73,16 @@ def item_of(key: bytes | None, index: str) -> int | None:
 
 
 def parse(key: bytes | None, value: bytes | None, index: str, embeddings_version: str, dim: int) -> Update | None:
-    """The update that a record is for an index; None where it is of another index.
+    """The update that a record is for an index; None where it is of another index, and for a tombstone.
 
-    A tombstone stands for a deletion that every artifact contains, and so is one. Raises UpdateError for what is
-    no ItemUpdate, does not match its key, has a vector of another version of `embeddings` or that is not of unit
-    length, or an attribute that `from_message` refuses.
+    That stands for a deletion that every artifact contains, and may come after an upsert that it did not mean
+    (`vitrine.runtime.tombstones`), so it changes nothing. Raises UpdateError for what is no ItemUpdate, does not
+    match its key, has a vector of another version of `embeddings` or not of unit length, or an attribute that
+    `from_message` refuses.
     """
     item_id = item_of(key, index)
-    if item_id is None:
+    if item_id is None or value is None:
         return None
-    if value is None:
-        return Update(item_id, None)
     message = ItemUpdate()
     try:
         message.ParseFromString(value)

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitrine.artifacts import ArtifactError
 from vitrine.errors import FieldError, UnavailableError
 from vitrine.runtime import logs, topics
+from vitrine.runtime.kafka import LogLostError
 
 app = typer.Typer(help="Make and look at the Kafka topics.", no_args_is_help=True)
 
@@ -85,6 +87,33 @@ def list_topics(kafka_url: KafkaUrl = "", namespace: Namespace = "", as_json: As
     Console().print(table)
 
 
+@app.command()
+def bury(
+    kafka_url: KafkaUrl = "",
+    namespace: Namespace = "",
+    store: Annotated[str, typer.Option("--store", envvar="VITRINE_STORE", help="folder or fsspec URL")] = "",
+    older_than_h: Annotated[float, typer.Option(min=0, help="hours; longer than any build takes")] = 168,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="count, and write nothing")] = False,
+) -> None:
+    """Turn deletions in item-updates into tombstones, which compaction drops.
+
+    Only those that every retained binary-index contains, of items that no retained embeddings have: no rollback and
+    no build brings their items back.
+
+    Examples:
+
+        vitrine topics bury --kafka-url kafka://127.0.0.1:9092 --store ./artifacts --dry-run
+    """
+    from vitrine.cli.bury import bury_deletions
+
+    with _told():
+        done = bury_deletions(
+            _required(kafka_url), namespace, store, age_ms=int(older_than_h * 3_600_000), dry_run=dry_run
+        )
+    print(f"buried  {done.buried}{' (dry run)' if dry_run else ''}")
+    print(f"needed  {done.needed}")
+
+
 def _required(kafka_url: str) -> str:
     if not kafka_url:
         raise FieldError("--kafka-url", "say which cluster, here or in VITRINE_KAFKA_URL")
@@ -97,6 +126,6 @@ def _told() -> Iterator[None]:
     logs.setup("critical", "topics")  # the libraries' words on a broker that is away add nothing
     try:
         yield
-    except (FieldError, UnavailableError, topics.TopicMismatchError) as error:
+    except (FieldError, UnavailableError, topics.TopicMismatchError, ArtifactError, LogLostError) as error:
         Console(stderr=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from None
