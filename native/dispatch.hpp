@@ -49,9 +49,9 @@ inline size_t seen_slot(uint32_t node) { return node * 0x9e3779b1u >> 7; }
 // Walks interleaved at most.
 inline constexpr size_t max_turns = 16;
 
-// The memory of one walk: list [most + 1], pending [degree], distances [entry_stride], packed [words * packed_parts].
+// The memory of one walk: list [most + 1], pending and entries [degree], distances [entry_stride], packed [words * packed_parts].
 struct WalkSpace {
-  uint64_t* list;
+  uint64_t *list, *entries;
   uint32_t* pending;
   uint16_t* distances;
   uint64_t* packed;

@@ -12,30 +12,31 @@ namespace vitrine {
 namespace {
 
 // The k smallest of `rows` distances by (distance, row), ascending, as distance << 16 | row into best; their number,
-// below k where fewer rows are at less than 0xffff. `distances` is padded to a multiple of 32 with 0xffff.
+// below k where fewer rows are at less than 0xffff. `distances` is padded to a multiple of 32 with 0xffff; none but
+// 0xffff is more than `largest`.
 template <class Isa>
-size_t select_nearest(const uint16_t* distances, size_t rows, size_t k, uint32_t* best) {
-  constexpr size_t lanes = 32, run = 64;
-  uint32_t bound = 0xfffe;
+size_t select_nearest(const uint16_t* distances, size_t rows, size_t k, uint32_t largest, uint32_t* best) {
+  constexpr size_t lanes = 32, run = 256;
+  uint32_t bound = largest;
   if (k < lanes && rows > lanes) {
     uint16_t minima[lanes];
     for (uint16_t& one : minima) one = 0xffff;
     for (size_t row = 0; row < rows; row += lanes) {
       for (size_t i = 0; i < lanes; ++i) minima[i] = distances[row + i] < minima[i] ? distances[row + i] : minima[i];
     }
-    uint32_t low = 0;  // the least bound that k minima are within, 0xfffe where there is none
-    while (low < bound) {
-      const uint32_t middle = (low + bound) / 2;
-      if (static_cast<size_t>(__builtin_popcount(Isa::at_most(minima, static_cast<uint16_t>(middle)))) >= k) {
-        bound = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
+    const uint32_t kth = Isa::kth(minima, k);
+    if (kth < bound) bound = kth;
   }
-  uint32_t found[run + lanes];
+  uint32_t found[run + lanes + Isa::ranked];
   size_t count = 0, kept = 0;
-  const auto settle = [&] {  // the k best so far to `best`
+  for (size_t row = 0; row < rows; row += run) {
+    const size_t size = rows - row < run ? (rows - row + lanes - 1) / lanes * lanes : run;
+    count = Isa::within(distances + row, size, static_cast<uint16_t>(bound), static_cast<uint32_t>(row), found, count);
+    if (row + run >= rows && kept == 0 && count <= Isa::ranked) {
+      Isa::rank(found, count, k, best);
+      return count < k ? count : k;
+    }
+    if (row + run < rows && count <= Isa::ranked) continue;
     for (size_t i = 0; i < count; ++i) {
       const uint32_t entry = found[i];
       if (kept == k && entry >= best[kept - 1]) continue;
@@ -45,15 +46,7 @@ size_t select_nearest(const uint16_t* distances, size_t rows, size_t k, uint32_t
     }
     count = 0;
     if (kept == k && best[k - 1] >> 16 < bound) bound = best[k - 1] >> 16;
-  };
-  for (size_t row = 0; row < rows; row += lanes) {
-    for (uint32_t mask = Isa::at_most(distances + row, static_cast<uint16_t>(bound)); mask; mask &= mask - 1) {
-      const size_t at = row + static_cast<size_t>(__builtin_ctz(mask));
-      found[count++] = static_cast<uint32_t>(distances[at]) << 16 | static_cast<uint32_t>(at);
-    }
-    if (count > run) settle();
   }
-  settle();
   return kept;
 }
 
@@ -73,7 +66,7 @@ void nearest_tile(const ScanBlock& block, const uint64_t* packed, const uint32_t
     uint16_t* of_query = distances + q * block.stride;
     for (size_t row = block.end; row < block.stride; ++row) of_query[row] = 0xffff;
     if (skip[q] < block.end) of_query[skip[q]] = 0xffff;
-    counts[q] = select_nearest<Isa>(of_query, block.end, k, best + q * k);
+    counts[q] = select_nearest<Isa>(of_query, block.end, k, static_cast<uint32_t>(block.words * 64), best + q * k);
   }
 }
 

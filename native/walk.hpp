@@ -2,10 +2,12 @@
 //
 // A walk keeps the `ef` nearest nodes seen so far, ordered by (distance, node), and expands the nearest that is not yet
 // expanded until none is left. Nodes that are not allowed (deleted, or filtered out) are walked through like any other
-// but not counted, so that the list grows until it has `ef` allowed ones, or is full. Both its steps begin with memory that the step before has asked for: neighbours' codes
-// are prefetched when a node is expanded, and its row of edges when it enters the list. Several walks take turns on one
-// thread, so that each one's misses pass while the others compute. The order is total and no step depends on timing,
-// so a query's answer is the same alone, in a batch and on every instruction set. Included by native/isa/*.cpp alone.
+// but not counted, so that the list grows until it has `ef` allowed ones, or is full.
+//
+// A step ends by asking for the memory that the next one begins with: a row of edges, or the codes of neighbours.
+// Several walks take turns on one thread, so that each one's misses pass while the others compute. The order is total
+// and no step depends on timing, so a query's answer is the same alone, in a batch and on every instruction set.
+// Included by native/isa/*.cpp alone.
 #pragma once
 
 #include <cstring>
@@ -27,7 +29,7 @@ class Walk {
   void begin(const uint64_t* query, size_t number) {
     query_ = query;
     number_ = number;
-    scored_ = expanded_ = 0;
+    scored_ = 0;
     length_ = next_ = waiting_ = permitted_ = 0;
     space_.clear(space_.seen, 32 * ef_);
     for (size_t word = 0; word < graph_.words; ++word) Isa::pack(query[word], space_.packed + word * Isa::parts);
@@ -39,40 +41,23 @@ class Walk {
     nearest_tile<Isa, 1>(block, space_.packed, &skip, ef_ < starts ? ef_ : starts, space_.distances, best, &found);
     for (size_t i = 0; i < found; ++i) {
       const uint32_t node = graph_.entries[best[i] & 0xffff];
-      if (add(node)) offer(best[i] >> 16, node);
+      if (add(node)) offer(static_cast<uint64_t>(best[i] >> 16) << 33 | static_cast<uint64_t>(node) << 1);
     }
+    choose();
   }
 
-  // Expands the nearest node that is not expanded; false where there is none.
-  bool expand() {
-    while (next_ < length_ && (list_[next_] & 1)) ++next_;
-    if (next_ >= length_) return false;
-    list_[next_] |= 1;
-    ++expanded_;
-    const auto node = static_cast<uint32_t>(list_[next_] >> 1);
-    const uint32_t* row = graph_.edges + node * graph_.degree;
-    for (size_t i = 0; i < graph_.degree && row[i] != UINT32_MAX; ++i) {
-      if (!add(row[i])) continue;
-      space_.pending[waiting_++] = row[i];
-      const auto* code = reinterpret_cast<const char*>(graph_.codes + row[i] * words());
-      for (size_t byte = 0; byte < words() * 8; byte += 64) __builtin_prefetch(code + byte);
+  // Half of an expansion; false once there is nothing left to expand.
+  bool step() {
+    if (waiting_) {
+      score();
+    } else {
+      expand();
     }
-    return true;
-  }
-
-  // Distances of the nodes that `expand` found.
-  void score() {
-    for (size_t i = 0; i < waiting_; ++i) {
-      const uint32_t node = space_.pending[i];
-      offer(Isa::template distance<Words>(query_, graph_.codes + node * words(), graph_.words), node);
-    }
-    scored_ += waiting_;
-    waiting_ = 0;
+    return waiting_ || choose();
   }
 
   size_t number() const { return number_; }
   size_t scored() const { return scored_; }
-  size_t expanded() const { return expanded_; }
 
   // The allowed nodes of the list; their number.
   size_t results(uint32_t* nodes, uint32_t* distances) const {
@@ -86,12 +71,46 @@ class Walk {
   }
 
  private:
+  // Chooses the nearest node that is not expanded and asks for its row; false where there is none.
+  bool choose() {
+    while (next_ < length_ && (list_[next_] & 1)) ++next_;
+    if (next_ >= length_) return false;
+    list_[next_] |= 1;
+    chosen_ = static_cast<uint32_t>(list_[next_] >> 1);
+    const auto* row = reinterpret_cast<const char*>(graph_.edges + chosen_ * graph_.degree);
+    for (size_t byte = 0; byte < graph_.degree * 4; byte += 64) __builtin_prefetch(row + byte);
+    return true;
+  }
+
+  // The chosen node's neighbours that were not seen before; asks for their codes.
+  void expand() {
+    const uint32_t* row = graph_.edges + chosen_ * graph_.degree;
+    for (size_t i = 0; i < graph_.degree && row[i] != UINT32_MAX; ++i) {
+      if (!add(row[i])) continue;
+      space_.pending[waiting_++] = row[i];
+      const auto* code = reinterpret_cast<const char*>(graph_.codes + row[i] * words());
+      for (size_t byte = 0; byte < words() * 8; byte += 64) __builtin_prefetch(code + byte);
+    }
+  }
+
+  // Distances of the nodes that `expand` found: all of them first, since a branch on one would wait for its code.
+  void score() {
+    uint64_t* entries = space_.entries;
+    for (size_t i = 0; i < waiting_; ++i) {
+      const uint32_t node = space_.pending[i];
+      const uint32_t distance = Isa::template distance<Words>(query_, graph_.codes + node * words(), graph_.words);
+      entries[i] = static_cast<uint64_t>(distance) << 33 | static_cast<uint64_t>(node) << 1;
+    }
+    for (size_t i = 0; i < waiting_; ++i) offer(entries[i]);
+    scored_ += waiting_;
+    waiting_ = 0;
+  }
+
   size_t words() const { return Words ? Words : graph_.words; }
   bool allowed(uint64_t entry) const { return !allowed_ || allowed_[static_cast<uint32_t>(entry >> 1)]; }
 
   // Entries are distance << 33 | node << 1 | expanded, so that their order is (distance, node).
-  void offer(uint32_t distance, uint32_t node) {
-    const uint64_t entry = static_cast<uint64_t>(distance) << 33 | static_cast<uint64_t>(node) << 1;
+  void offer(uint64_t entry) {
     if (permitted_ == ef_ || length_ == most_) {
       if (entry >= list_[length_ - 1]) return;
       if (length_ == most_ || allowed(entry)) permitted_ -= allowed(list_[--length_]);
@@ -118,8 +137,6 @@ class Walk {
     if (allowed_ && permitted_ == ef_) {  // what is farther than the last allowed one can lead to no result
       while (!allowed(list_[length_ - 1])) --length_;
     }
-    const auto* row = reinterpret_cast<const char*>(graph_.edges + node * graph_.degree);
-    for (size_t byte = 0; byte < graph_.degree * 4; byte += 64) __builtin_prefetch(row + byte);
   }
 
   // Whether `node` was not seen before.
@@ -141,7 +158,8 @@ class Walk {
   WalkSpace& space_;
   uint64_t* list_;
   const uint64_t* query_ = nullptr;
-  size_t number_ = 0, length_ = 0, permitted_ = 0, next_ = 0, waiting_ = 0, scored_ = 0, expanded_ = 0;
+  size_t number_ = 0, length_ = 0, permitted_ = 0, next_ = 0, waiting_ = 0, scored_ = 0;
+  size_t chosen_ = 0;
 };
 
 template <class Isa, size_t Words>
@@ -154,7 +172,6 @@ void walk_words(const GraphView& graph, const WalkInput& in, const WalkOutput& o
   const auto start = [&](Walk<Isa, Words>& walk) {
     walk.begin(in.queries + started * graph.words, started);
     ++started;
-    walk.expand();
   };
   for (; running < in.turns && started < in.count; ++running) {
     active[running] = new (walks + running) Walk<Isa, Words>(graph, in, in.spaces[running]);
@@ -163,8 +180,7 @@ void walk_words(const GraphView& graph, const WalkInput& in, const WalkOutput& o
   while (running) {
     for (size_t i = 0; i < running;) {
       Walk<Isa, Words>& walk = *active[i];
-      walk.score();
-      if (walk.expand()) {
+      if (walk.step()) {
         ++i;
         continue;
       }

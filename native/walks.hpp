@@ -37,7 +37,7 @@ inline void grow_seen(SeenTable& seen) {
 // `in` without spaces: `turns` of them are made here, for all of its queries.
 inline void walk(const Kernels& kernels, const GraphView& graph, WalkInput in, const WalkOutput& out) {
   struct Memory {
-    std::vector<uint64_t> list, packed;
+    std::vector<uint64_t> list, packed, entries;
     std::vector<uint32_t> pending, table;
     std::vector<uint16_t> distances;
   };
@@ -49,8 +49,9 @@ inline void walk(const Kernels& kernels, const GraphView& graph, WalkInput in, c
     own.list.resize(in.most + 1);
     own.packed.resize(graph.words * kernels.packed_parts);
     own.pending.resize(graph.degree);
+    own.entries.resize(graph.degree);
     own.distances.resize(graph.entry_stride);
-    spaces.push_back({own.list.data(), own.pending.data(), own.distances.data(), own.packed.data(),
+    spaces.push_back({own.list.data(), own.entries.data(), own.pending.data(), own.distances.data(), own.packed.data(),
                       {nullptr, 0, 0, &own.table}, clear_seen, grow_seen});
   }
   in.spaces = spaces.data();

@@ -67,6 +67,48 @@ struct Isa {
     const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(within(distances), within(distances + 16)), 0xd8);
     return static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
   }
+  // A bound that at least k of 32 are within, k at most 32: the k-th smallest of them, or of the smaller halves of pairs.
+  static uint16_t kth(const uint16_t* minima, size_t k) {
+    const auto* halves = reinterpret_cast<const __m256i*>(minima);
+    const __m256i most = _mm256_set1_epi16(0x7fff), low = _mm256_min_epu16(_mm256_loadu_si256(halves), most),
+                  high = _mm256_min_epu16(_mm256_loadu_si256(halves + 1), most);
+    // Of each, how many are smaller; the greatest of which fewer than k are.
+    const auto below = [k](__m256i of, __m256i than, __m256i rest) {
+      alignas(32) uint16_t tried[32];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(tried), than);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(tried) + 1, rest);
+      __m256i smaller = _mm256_setzero_si256();
+      for (size_t i = 0; i < (k <= 8 ? 16 : 32); ++i) {
+        smaller = _mm256_sub_epi16(smaller, _mm256_cmpgt_epi16(of, _mm256_set1_epi16(static_cast<int16_t>(tried[i]))));
+      }
+      const __m256i within = _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<int16_t>(k)), smaller);
+      return _mm256_and_si256(of, within);
+    };
+    __m256i best;
+    if (k <= 8) {
+      const __m256i least = _mm256_min_epu16(low, high);
+      best = below(least, least, least);
+    } else {
+      best = _mm256_max_epu16(below(low, low, high), below(high, low, high));
+    }
+    // The greatest lane, as the least of the complements.
+    const __m128i half = _mm_max_epu16(_mm256_castsi256_si128(best), _mm256_extracti128_si256(best, 1));
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(-1)));
+    return static_cast<uint16_t>(~_mm_extract_epi16(least, 0));
+  }
+  // Rows of `size` distances that are at most `bound`, as distance << 16 | row, appended to found[0..count); their number.
+  static size_t within(const uint16_t* distances, size_t size, uint16_t bound, uint32_t first, uint32_t* found,
+                       size_t count) {
+    for (size_t row = 0; row < size; row += 32) {
+      for (uint32_t mask = at_most(distances + row, bound); mask; mask &= mask - 1) {
+        const size_t at = row + static_cast<size_t>(__builtin_ctz(mask));
+        found[count++] = static_cast<uint32_t>(distances[at]) << 16 | (first + static_cast<uint32_t>(at));
+      }
+    }
+    return count;
+  }
+  static constexpr size_t ranked = 0;
+  static void rank(const uint32_t*, size_t, size_t, uint32_t*) {}
   template <size_t Words>
   static uint32_t distance(const uint64_t* a, const uint64_t* b, size_t words) {
     const size_t stop = Words ? Words : words;

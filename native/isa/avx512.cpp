@@ -33,6 +33,68 @@ struct Isa {
   static uint32_t at_most(const uint16_t* distances, uint16_t bound) {
     return _mm512_cmple_epu16_mask(_mm512_loadu_si512(distances), _mm512_set1_epi16(static_cast<int16_t>(bound)));
   }
+  // A bound that at least k of 32 are within, k at most 32: the k-th smallest of them, or of the smaller halves of pairs.
+  static uint16_t kth(const uint16_t* minima, size_t k) {
+    const auto* halves = reinterpret_cast<const __m256i*>(minima);
+    const __m256i most = _mm256_set1_epi16(0x7fff), low = _mm256_min_epu16(_mm256_loadu_si256(halves), most),
+                  high = _mm256_min_epu16(_mm256_loadu_si256(halves + 1), most);
+    // Of each, how many are smaller; the greatest of which fewer than k are.
+    const auto below = [k](__m256i of, __m256i than, __m256i rest) {
+      alignas(32) uint16_t tried[32];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(tried), than);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(tried) + 1, rest);
+      __m256i smaller = _mm256_setzero_si256();
+      for (size_t i = 0; i < (k <= 8 ? 16 : 32); ++i) {
+        smaller = _mm256_sub_epi16(smaller, _mm256_cmpgt_epi16(of, _mm256_set1_epi16(static_cast<int16_t>(tried[i]))));
+      }
+      const __m256i within = _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<int16_t>(k)), smaller);
+      return _mm256_and_si256(of, within);
+    };
+    __m256i best;
+    if (k <= 8) {
+      const __m256i least = _mm256_min_epu16(low, high);
+      best = below(least, least, least);
+    } else {
+      best = _mm256_max_epu16(below(low, low, high), below(high, low, high));
+    }
+    // The greatest lane, as the least of the complements.
+    const __m128i half = _mm_max_epu16(_mm256_castsi256_si128(best), _mm256_extracti128_si256(best, 1));
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(-1)));
+    return static_cast<uint16_t>(~_mm_extract_epi16(least, 0));
+  }
+  // Rows of `size` distances that are at most `bound`, as distance << 16 | row, appended to found[0..count); their number.
+  static size_t within(const uint16_t* distances, size_t size, uint16_t bound, uint32_t first, uint32_t* found,
+                       size_t count) {
+    const __m512i most = _mm512_set1_epi32(bound);
+    __m512i rows = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(first)),
+                                    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    for (size_t row = 0; row < size; row += 16, rows = _mm512_add_epi32(rows, _mm512_set1_epi32(16))) {
+      const __m512i away =
+          _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(distances + row)));
+      const __mmask16 mask = _mm512_cmple_epu32_mask(away, most);
+      const __m512i entries = _mm512_or_si512(_mm512_slli_epi32(away, 16), rows);
+      _mm512_storeu_si512(found + count, _mm512_maskz_compress_epi32(mask, entries));
+      count += static_cast<size_t>(__builtin_popcount(mask));
+    }
+    return count;
+  }
+  // The k smallest of up to `ranked` different entries, ascending: each goes where as many are smaller.
+  static constexpr size_t ranked = 32;
+  static void rank(const uint32_t* entries, size_t count, size_t k, uint32_t* best) {
+    const __m512i none = _mm512_set1_epi32(-1);
+    const auto mask = [&](size_t first) {
+      return static_cast<__mmask16>(count <= first ? 0 : count - first >= 16 ? 0xffff : (1u << (count - first)) - 1);
+    };
+    const __m512i low = _mm512_mask_loadu_epi32(none, mask(0), entries);
+    const __m512i high = _mm512_mask_loadu_epi32(none, mask(16), entries + 16);
+    for (size_t i = 0; i < count; ++i) {
+      const __m512i entry = _mm512_set1_epi32(static_cast<int32_t>(entries[i]));
+      uint32_t smaller = _mm512_cmplt_epu32_mask(low, entry);
+      if (count > 16) smaller |= static_cast<uint32_t>(_mm512_cmplt_epu32_mask(high, entry)) << 16;
+      const auto place = static_cast<size_t>(__builtin_popcount(smaller));
+      if (place < k) best[place] = entries[i];
+    }
+  }
   template <size_t Words>
   static uint32_t distance(const uint64_t* a, const uint64_t* b, size_t words) {
     if constexpr (Words == 4) {

@@ -51,6 +51,28 @@ struct Isa {
     for (uint32_t i = 0; i < 32; ++i) mask |= static_cast<uint32_t>(distances[i] <= bound) << i;
     return mask;
   }
+  // A bound that at least k of 32 are within, k at most 32: the k-th smallest of them.
+  static uint16_t kth(const uint16_t* minima, size_t k) {
+    uint32_t low = 0;
+    for (uint32_t step = 0x8000; step; step /= 2) {
+      const uint32_t mask = at_most(minima, static_cast<uint16_t>(low + step - 1));
+      low += static_cast<size_t>(__builtin_popcount(mask)) < k ? step : 0;
+    }
+    return static_cast<uint16_t>(low);
+  }
+  // Rows of `size` distances that are at most `bound`, as distance << 16 | row, appended to found[0..count); their number.
+  static size_t within(const uint16_t* distances, size_t size, uint16_t bound, uint32_t first, uint32_t* found,
+                       size_t count) {
+    for (size_t row = 0; row < size; row += 32) {
+      for (uint32_t mask = at_most(distances + row, bound); mask; mask &= mask - 1) {
+        const size_t at = row + static_cast<size_t>(__builtin_ctz(mask));
+        found[count++] = static_cast<uint32_t>(distances[at]) << 16 | (first + static_cast<uint32_t>(at));
+      }
+    }
+    return count;
+  }
+  static constexpr size_t ranked = 0;
+  static void rank(const uint32_t*, size_t, size_t, uint32_t*) {}
   template <size_t Words>
   static uint32_t distance(const uint64_t* a, const uint64_t* b, size_t words) {
     const size_t stop = Words ? Words : words;

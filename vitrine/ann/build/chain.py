@@ -1,5 +1,6 @@
 """The stages in their order, cut into tasks that fit the memory, each task's end noted so that a build resumes."""
 
+import errno
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrine.ann.build import collapse, edges, files, neighbours, partition
+from vitrine.ann.build import collapse, edges, files, neighbours, order, partition
 from vitrine.ann.build.executors import Executor, Task, Threads
 from vitrine.ann.build.parameters import Parameters
 from vitrine.errors import FieldError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Shown = Callable[[str, float], None]
 
@@ -62,12 +65,20 @@ def build(
     steps = _Steps(folder, executor, progress)
     if not (folder / "rows.npy").exists():
         files.save(folder, "rows", np.asarray(rows))
-    steps.run("collapse", collapse.collapse, [()])
+    fitting = (memory_mb << 19) // executor.workers
+    steps.run("prepare-collapse", collapse.prepare, [()])
+    steps.run("hash", collapse.hash_rows, _ranges(len(rows), 1, executor, memory_mb))
+    buckets = -(-len(rows) * collapse.ROW_BYTES // fitting)
+    steps.run("group", collapse.group, [(bucket, buckets) for bucket in range(buckets)])
+    steps.run("collapse", collapse.number, [()])
     _level(folder, parameters, executor, memory_mb, progress)
     steps.run("entries", edges.choose_entries, [(parameters,)])
     steps.run("missing", edges.find_missing, [()])
     steps.run("connect", edges.connect, [()])
-    steps.run("reorder", edges.reorder, [()])
+    steps.run("order", order.number, [()])
+    nodes = len(files.read(folder, "order"))
+    steps.run("reorder", order.turn, _ranges(nodes, 1, executor, memory_mb))
+    steps.run("items", order.items, _ranges(nodes, 24, executor, memory_mb, rows=nodes))
     return Built(
         files.read(folder, "graph_codes"),
         files.read(folder, "graph_edges"),
@@ -86,6 +97,7 @@ def _level(
     steps.run("centres", partition.centres, [(parameters,)])
     steps.run("assign", partition.assign, _ranges(nodes, words * 16, executor, memory_mb))
     steps.run("shuffle", partition.shuffle, [()])
+    steps.run("gather", partition.gather, _ranges(nodes, 1, executor, memory_mb))
     steps.run("prepare-neighbours", neighbours.prepare, [(parameters,)])
     clusters = len(files.read(folder, "centres"))
     steps.run("neighbours", neighbours.find, [(cluster, parameters) for cluster in range(clusters)])
@@ -135,7 +147,13 @@ class _Steps:
             done += 1
             self._progress(stage, done / len(calls))
 
-        self._executor.run(task, self._folder, left, count)
+        try:
+            self._executor.run(task, self._folder, left, count)
+        except OSError as error:
+            why = f"build stage {stage}: {error.strerror or error}"
+            if error.errno in _NO_ROOM:
+                why += "; make room and run again: finished tasks are kept"
+            raise OSError(error.errno or errno.EIO, why, str(self._folder)) from error
         whole.touch()
         note.unlink(missing_ok=True)
 

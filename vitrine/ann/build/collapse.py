@@ -1,5 +1,6 @@
 """Identical codes become one node with many ids, ordered by the smallest: a clique of them would lead nowhere."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,57 +8,90 @@ from numpy.typing import NDArray
 
 from vitrine.ann.build import files
 
-_CHUNK = 1 << 16
+ROW_BYTES = 80  # memory that `group` takes a row of its bucket
 
 
-def collapse(folder: Path) -> None:
-    """rows (n, words), the code of each item, items by ascending id -> nodes.
+def prepare(folder: Path) -> None:
+    """Creates the arrays that `hash_rows` and `group` fill."""
+    n = len(files.read(folder, "rows"))
+    files.create(folder, "keys", (n,), np.uint64)
+    files.create(folder, "firsts", (n,), np.uint32)
+
+
+def hash_rows(folder: Path, begin: int, end: int) -> None:
+    """rows (n, words), the code of each item, items by ascending id -> keys (n,) uint64, rows begin to end."""
+    rows, keys = files.read(folder, "rows"), files.change(folder, "keys")
+    for start in range(begin, end, files.CHUNK):
+        stop = min(start + files.CHUNK, end)
+        keys[start:stop] = _hash(rows[start:stop])
+
+
+def group(folder: Path, bucket: int, buckets: int) -> None:
+    """rows, keys -> firsts (n,) uint32, the first row of the same code, for the rows whose keys are in a bucket.
+
+    Memory is that of the bucket's different codes and of so many rows again, however often a code repeats.
+    """
+    rows, keys = files.read(folder, "rows"), files.read(folder, "keys")
+    firsts = files.change(folder, "firsts")
+    most = max(files.CHUNK, 2 * len(rows) // buckets)
+    known_keys, known_firsts = np.empty(0, np.uint64), np.empty(0, np.uint32)
+    odd = [np.empty(0, np.uint32)]  # rows of a hash whose first row has another code
+    for members in _members(keys, bucket, buckets, most):
+        own, at, inverse = np.unique(keys[members], return_index=True, return_inverse=True)
+        own_firsts = members[at]
+        place = np.searchsorted(known_keys, own)
+        known = np.zeros(len(own), bool)
+        inside = place < len(known_keys)
+        known[inside] = known_keys[place[inside]] == own[inside]
+        own_firsts[known] = known_firsts[place[known]]
+        known_keys = np.insert(known_keys, place[~known], own[~known])
+        known_firsts = np.insert(known_firsts, place[~known], own_firsts[~known])
+        first = own_firsts[inverse]
+        again = np.flatnonzero(first != members)
+        same = np.empty(len(again), bool)
+        for start in range(0, len(again), files.CHUNK):
+            part = again[start : start + files.CHUNK]
+            same[start : start + files.CHUNK] = (rows[members[part]] == rows[first[part]]).all(axis=1)
+        odd.append(members[again[~same]])
+        firsts[members] = first
+    mixed = np.concatenate(odd)  # ascending, so the first of equal ones is the smallest
+    _, at, inverse = np.unique(rows[mixed], axis=0, return_index=True, return_inverse=True)
+    firsts[mixed] = mixed[at][inverse.ravel()]
+
+
+def number(folder: Path) -> None:
+    """rows, firsts -> nodes.
 
     Writes codes (nodes, words), node i having the code that first appears i-th; item_nodes (n,) uint32.
     """
-    rows = files.read(folder, "rows")
+    rows, firsts = files.read(folder, "rows"), files.read(folder, "firsts")
     n, words = rows.shape
-    order, starts = _groups(rows)
-    firsts = np.minimum.reduceat(order, starts) if n else np.empty(0, np.int64)
-    by_first = np.argsort(firsts, kind="stable")
-    rank = np.empty(len(starts), np.uint32)
-    rank[by_first] = np.arange(len(starts), dtype=np.uint32)
-    item_nodes = np.empty(n, np.uint32)
-    item_nodes[order] = np.repeat(rank, np.diff(np.append(starts, n)))
-    codes = files.create(folder, "codes", (len(starts), words), np.uint64)
-    chosen = firsts[by_first]
-    for start in range(0, len(chosen), _CHUNK):
-        codes[start : start + _CHUNK] = rows[chosen[start : start + _CHUNK]]
-    files.save(folder, "item_nodes", item_nodes)
+    chunks = [slice(start, min(start + files.CHUNK, n)) for start in range(0, n, files.CHUNK)]
+    count = sum(np.count_nonzero(firsts[c] == np.arange(c.start, c.stop)) for c in chunks)
+    codes = files.create(folder, "codes", (int(count), words), np.uint64)
+    item_nodes = files.create(folder, "item_nodes", (n,), np.uint32)
+    node = 0
+    for c in chunks:
+        first = firsts[c]
+        new = np.flatnonzero(first == np.arange(c.start, c.stop))
+        codes[node : node + len(new)] = rows[c.start + new]
+        item_nodes[c.start + new] = np.arange(node, node + len(new), dtype=np.uint32)
+        item_nodes[c] = item_nodes[first]  # the first of each is above, or in an earlier chunk
+        node += len(new)
 
 
-def _groups(rows: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(order, starts): rows in an order where equal ones stand together, and where each group of them starts.
-
-    Sorted by a hash; among equal hashes, by the codes themselves.
-    """
-    n = len(rows)
-    keys = np.empty(n, np.uint64)
-    for start in range(0, n, _CHUNK):
-        keys[start : start + _CHUNK] = _hash(np.asarray(rows[start : start + _CHUNK]))
-    order = np.argsort(keys, kind="stable")
-    sorted_keys = keys[order]
-    del keys
-    new = np.ones(n, bool)
-    for start in range(0, n - 1, _CHUNK):
-        stop = min(start + _CHUNK, n - 1)
-        here, after = order[start:stop], order[start + 1 : stop + 1]
-        new[start + 1 : stop + 1] = (rows[here] != rows[after]).any(axis=1)
-    mixed = np.flatnonzero(new[1:] & (sorted_keys[1:] == sorted_keys[:-1])) + 1
-    for key in np.unique(sorted_keys[mixed]):  # different codes of one hash: by the codes
-        low, high = np.searchsorted(sorted_keys, key), np.searchsorted(sorted_keys, key, side="right")
-        members = np.sort(order[low:high])
-        codes = np.asarray(rows[members])
-        members = members[np.lexsort(codes.T[::-1])]
-        order[low:high] = members
-        codes = np.asarray(rows[members])
-        new[low + 1 : high] = (codes[1:] != codes[:-1]).any(axis=1)
-    return order, np.flatnonzero(new)
+def _members(keys: NDArray[np.uint64], bucket: int, buckets: int, most: int) -> Iterator[NDArray[np.uint32]]:
+    """Rows whose keys are in the bucket, ascending, about `most` at a time."""
+    gathered: list[NDArray[np.uint32]] = []
+    for start in range(0, len(keys), files.CHUNK):
+        part = keys[start : start + files.CHUNK]
+        inside = (part >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32) == bucket
+        gathered.append((start + np.flatnonzero(inside)).astype(np.uint32))
+        if sum(map(len, gathered)) >= most:
+            yield np.concatenate(gathered)
+            gathered = []
+    if gathered:
+        yield np.concatenate(gathered)
 
 
 def _hash(codes: NDArray[np.uint64]) -> NDArray[np.uint64]:

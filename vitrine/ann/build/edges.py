@@ -1,4 +1,4 @@
-"""The graph itself: edges both ways, every node made reachable, nodes in their final order."""
+"""The graph itself: edges both ways, far ones, and every node made reachable."""
 
 from pathlib import Path
 
@@ -33,10 +33,12 @@ def both_ways(folder: Path, begin: int, end: int, parameters: Parameters) -> Non
 
 def sample_level(folder: Path) -> None:
     """Every LEVEL-th node in the order of clusters, so that every region has its share -> codes of folder/upper."""
-    ordered = files.read(folder, "ordered")
+    sampled = files.read(folder, "ordered")[::LEVEL]
     upper = folder / UPPER
     upper.mkdir(exist_ok=True)
-    files.save(upper, "codes", np.ascontiguousarray(ordered[::LEVEL]))
+    codes = files.create(upper, "codes", sampled.shape, np.uint64)
+    for start in range(0, len(codes), _CHUNK):
+        codes[start : start + _CHUNK] = sampled[start : start + _CHUNK]
 
 
 def stack(folder: Path) -> None:
@@ -46,17 +48,17 @@ def stack(folder: Path) -> None:
     flat: they take slots of a row that near edges have left.
     """
     upper = folder / UPPER
-    edges, old = files.read(upper, "edges"), np.asarray(files.read(upper, "old"))
-    number = np.append(old * LEVEL, files.UNUSED).astype(np.uint32)  # in this folder's numbering
-    coarse = np.empty(edges.shape, np.uint32)
-    coarse[old] = number[np.minimum(edges, len(old))]
-    files.save(folder, "coarse", coarse)
+    edges, old = files.read(upper, "edges"), files.read(upper, "old")
+    coarse = files.create(folder, "coarse", edges.shape, np.uint32)
+    for start in range(0, len(old), _CHUNK):
+        far = edges[start : start + _CHUNK]
+        number = old[np.minimum(far, len(old) - 1)] * np.uint32(LEVEL)  # in this folder's numbering
+        coarse[old[start : start + _CHUNK]] = np.where(far == files.UNUSED, far, number)
 
 
 def add_coarse(folder: Path) -> None:
     """edges, coarse -> edges: each sampled node's far edges, nearest first, into the slots left to them."""
-    coarse = np.asarray(files.read(folder, "coarse"))
-    edges = np.load(folder / "edges.npy", mmap_mode="r+", allow_pickle=False)
+    coarse, edges = files.read(folder, "coarse"), files.change(folder, "edges")
     for start in range(0, len(coarse), _CHUNK // LEVEL):
         far = coarse[start : start + _CHUNK // LEVEL]
         rows = slice(start * LEVEL, (start + len(far) - 1) * LEVEL + 1, LEVEL)
@@ -69,21 +71,18 @@ def add_coarse(folder: Path) -> None:
             near[:, near.shape[1] - SPARE :] == files.UNUSED, files.UNUSED, joined[:, near.shape[1] - SPARE :]
         )
         edges[rows] = joined
-    edges.flush()
 
 
 def choose_entries(folder: Path, parameters: Parameters) -> None:
     """entries (e,) uint32, spread evenly over the nodes of the uppermost level."""
-    nodes = np.arange(len(files.read(folder, "ordered")), dtype=np.int64)
     level = folder
     climbed = []
     while (level / UPPER).is_dir():
         level = level / UPPER
-        climbed.append(np.asarray(files.read(level, "old")))
-    if climbed:
-        nodes = np.arange(len(climbed[-1]), dtype=np.int64)
-        for old in reversed(climbed):
-            nodes = old[nodes].astype(np.int64) * LEVEL
+        climbed.append(files.read(level, "old"))
+    nodes = np.arange(len(files.read(level, "ordered")), dtype=np.int64)
+    for old in reversed(climbed):
+        nodes = old[nodes].astype(np.int64) * LEVEL
     count = min(len(nodes), parameters.entries)
     files.save(folder, "entries", np.sort(nodes)[np.arange(count) * len(nodes) // count].astype(np.uint32))
 
@@ -99,43 +98,8 @@ def connect(folder: Path) -> None:
     missing = files.read(folder, "missing")
     if not len(missing):
         return
-    edges = np.load(folder / "edges.npy", mmap_mode="r+", allow_pickle=False)
+    edges = files.change(folder, "edges")
     for source, target in missing.tolist():
         row = edges[source]
         if target not in row:
             row[np.argmax(row == files.UNUSED)] = target
-    edges.flush()
-
-
-def reorder(folder: Path) -> None:
-    """Nodes by (home cluster, home leaf): what a search visits together lies together.
-
-    Writes graph_codes, graph_edges, graph_entries and node_items_starts, node_items: the items of each node.
-    """
-    ordered, edges = files.read(folder, "ordered"), files.read(folder, "edges")
-    places, leaves = files.read(folder, "places"), files.read(folder, "leaves")
-    nodes, degree = edges.shape
-    starts = files.read(folder, "cluster_starts")
-    home_leaf = np.asarray(leaves)[np.asarray(places[:, 0])]
-    # Home clusters ascend already: a leaf's number within its cluster decides, then the node.
-    cluster = np.searchsorted(starts, np.asarray(places[:, 0]), side="right")
-    order = np.lexsort((home_leaf, cluster))
-    number = np.empty(nodes + 1, np.uint32)
-    number[order] = np.arange(nodes, dtype=np.uint32)
-    number[nodes] = files.UNUSED
-    codes = files.create(folder, "graph_codes", ordered.shape, np.uint64)
-    turned = files.create(folder, "graph_edges", (nodes, degree), np.uint32)
-    for start in range(0, nodes, _CHUNK):
-        rows = order[start : start + _CHUNK]
-        codes[start : start + len(rows)] = ordered[rows]
-        turned[start : start + len(rows)] = number[np.minimum(edges[rows], nodes)]
-    files.save(folder, "graph_entries", np.sort(number[np.asarray(files.read(folder, "entries"))]))
-    old = np.asarray(files.read(folder, "old"))
-    of_old = np.empty(nodes, np.uint32)
-    of_old[old] = number[:nodes]
-    item_nodes = of_old[np.asarray(files.read(folder, "item_nodes"))]
-    items = np.argsort(item_nodes, kind="stable").astype(np.uint32)
-    item_starts = np.zeros(nodes + 1, np.int64)
-    np.cumsum(np.bincount(item_nodes, minlength=nodes), out=item_starts[1:])
-    files.save(folder, "node_items", items)
-    files.save(folder, "node_items_starts", item_starts)

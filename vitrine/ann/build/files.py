@@ -1,5 +1,7 @@
 """The build's arrays on disk: mapped, so that they take page cache and not the memory that a build may use."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,37 +9,60 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 UNUSED = 2**32 - 1  # in a row of nodes, from the first unused slot on
+CHUNK = 1 << 16  # rows that a pass over an array has in memory
 
 
 def read(folder: Path, name: str) -> NDArray[Any]:
     """The array `name`, mapped read-only; an empty one, which cannot be mapped, is read."""
-    path = folder / f"{name}.npy"
-    try:
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        return np.asarray(np.load(path, allow_pickle=False))
-    return mapped
+    return _open(folder, name, "r")
+
+
+def change(folder: Path, name: str) -> NDArray[Any]:
+    """The array `name`, mapped for writing; tasks write rows of their own."""
+    return _open(folder, name, "r+")
 
 
 def create(folder: Path, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """A new array `name`, mapped, of zeros; in place of one that was there."""
+    """A new array `name`, mapped, of zeros; in place of one that was there.
+
+    Its room on the disk is taken at once: a mapped page that finds the disk full would end the process by a signal.
+    """
+    path = folder / f"{name}.npy"
     if 0 in shape:
-        np.save(folder / f"{name}.npy", np.zeros(shape, dtype), allow_pickle=False)
+        np.save(path, np.zeros(shape, dtype), allow_pickle=False)
         return read(folder, name)
-    made: NDArray[Any] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", shape=shape, dtype=dtype)
-    return made
+    try:
+        made = np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return made.view(np.ndarray)
 
 
 def write(folder: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
     """Rows of an array that `create` made; tasks write rows of their own."""
     if len(values):
-        into = np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
-        into[rows] = values
-        into.flush()
+        change(folder, name)[rows] = values
 
 
 def save(folder: Path, name: str, values: NDArray[Any]) -> None:
-    """A whole array, small enough for memory; it is there whole or not at all."""
+    """A whole array; it is there whole or not at all. A mapped one is copied without passing through memory."""
     part = folder / f".{name}.npy"
-    np.save(part, values, allow_pickle=False)
+    try:
+        np.save(part, values, allow_pickle=False)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        # Of a short write numpy says how much was written, not why.
+        raise error if error.errno else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part)) from error
     part.replace(folder / f"{name}.npy")
+
+
+def _open(folder: Path, name: str, mode: str) -> NDArray[Any]:
+    path = folder / f"{name}.npy"
+    try:
+        mapped: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
+    except ValueError:  # an empty one
+        return np.asarray(np.load(path, allow_pickle=False))
+    return mapped.view(np.ndarray)  # np.memmap itself is slow to index

@@ -25,12 +25,12 @@ class Parameters:
     seed:       of the samples
     """
 
-    overlap: int = 8
-    leaf: int = 600
+    overlap: int = 4
+    leaf: int = 400
     neighbours: int = 8
-    kept: int = 24
+    kept: int = 16
     degree: int = 32
-    slack: int = 100
+    slack: int = 110
     entries: int = 512
     seed: int = 0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrine import native
-from vitrine.ann.build import files
+from vitrine.ann.build import files, sorting
 from vitrine.ann.build.parameters import CLUSTER, MAX_CENTRES, Parameters
 
 _SAMPLED = 32  # nodes a centre that its bits are voted by
@@ -52,24 +52,38 @@ def assign(folder: Path, begin: int, end: int) -> None:
 def shuffle(folder: Path) -> None:
     """Nodes renumbered by (home cluster, node), so that what is near in the graph is near in memory.
 
-    Writes old (nodes,) uint32, the former number of each; ordered (nodes, words), their codes; members
-    (nodes * fan,) uint32, the nodes of each cluster, ascending, and cluster_starts; places (nodes, fan) int64,
-    where in members.
+    Writes old (nodes,) uint32, the former number of each, and numbers, its inverse; members (nodes * fan,) uint32,
+    the nodes of each cluster, ascending, and cluster_starts; places (nodes, fan) int64, where in members;
+    home_starts, each home cluster's first node. Creates ordered, which `gather` fills.
     """
-    codes, tops = files.read(folder, "codes"), np.asarray(files.read(folder, "tops"))
+    codes, tops = files.read(folder, "codes"), files.read(folder, "tops")
     nodes, fan = tops.shape
     clusters = len(files.read(folder, "centres"))
-    old = np.argsort(tops[:, 0], kind="stable").astype(np.uint32)
-    files.save(folder, "old", old)
-    ordered = files.create(folder, "ordered", codes.shape, np.uint64)
-    for start in range(0, nodes, 1 << 16):
-        ordered[start : start + (1 << 16)] = codes[old[start : start + (1 << 16)]]
-    flat = tops[old].ravel()
-    by_cluster = np.argsort(flat, kind="stable")
-    starts = np.zeros(clusters + 1, np.int64)
-    np.cumsum(np.bincount(flat, minlength=clusters), out=starts[1:])
-    files.save(folder, "members", (by_cluster // fan).astype(np.uint32))
+    homes = sorting.starts_of(sorting.counted(tops[:, 0], clusters, files.CHUNK))
+    starts = sorting.starts_of(sorting.counted(tops.reshape(-1), clusters, files.CHUNK))
+    files.save(folder, "home_starts", homes)
     files.save(folder, "cluster_starts", starts)
-    places = np.empty(nodes * fan, np.int64)
-    places[by_cluster] = np.arange(nodes * fan)
-    files.save(folder, "places", places.reshape(nodes, fan))
+    old = files.create(folder, "old", (nodes,), np.uint32)
+    numbers = files.create(folder, "numbers", (nodes,), np.uint32)
+    members = files.create(folder, "members", (nodes * fan,), np.uint32)
+    places = files.create(folder, "places", (nodes, fan), np.int64).reshape(-1)
+    next_place = homes[:-1].copy()
+    for start in range(0, nodes, files.CHUNK):
+        found = sorting.places(tops[start : start + files.CHUNK, 0], next_place)
+        numbers[start : start + len(found)] = found
+        old[found] = np.arange(start, start + len(found), dtype=np.uint32)
+    next_place = starts[:-1].copy()
+    for start in range(0, nodes, files.CHUNK):
+        flat = tops[old[start : start + files.CHUNK]].reshape(-1)
+        found = sorting.places(flat, next_place)
+        members[found] = start + np.arange(len(flat)) // fan
+        places[start * fan : start * fan + len(flat)] = found
+    files.create(folder, "ordered", codes.shape, np.uint64)
+
+
+def gather(folder: Path, begin: int, end: int) -> None:
+    """codes, old -> ordered (nodes, words), the codes of nodes begin to end."""
+    codes, old, ordered = files.read(folder, "codes"), files.read(folder, "old"), files.change(folder, "ordered")
+    for start in range(begin, end, files.CHUNK):
+        stop = min(start + files.CHUNK, end)
+        ordered[start:stop] = codes[old[start:stop]]
