@@ -383,6 +383,37 @@ size_t checked_width(const char* name, const Input<float>& flips, size_t dim) {
   return width;
 }
 
+nb::object py_hash_encode(nb::object vectors_, nb::object mean_, nb::object rotation_, nb::object flips_,
+                          std::optional<std::string> kernel) {
+  const Input<float> vectors("vectors", vectors_, 2), mean("mean", mean_, 1), rotation("rotation", rotation_, 2);
+  const Input<int32_t> flips("flips", flips_, 3);
+  const size_t n = vectors.shape(0), dim = mean.size(), stride = rotation.shape(1), width = flips.shape(1);
+  const size_t blocks = flips.shape(2), size = width * blocks;
+  vectors.expect({n, dim}, "as wide as mean");
+  rotation.expect({dim, stride}, "as high as mean");
+  flips.expect({hash_rounds, width, blocks}, "three rounds");
+  if (stride % 32) bad_value("rotation: expected a multiple of 32 columns, got " + std::to_string(stride));
+  if (!std::has_single_bit(width) || width < 64 || width > 1024 || stride > width || blocks == 0) {
+    bad_value("flips: expected a width that is a power of two from 64 to 1,024, at least rotation's columns");
+  }
+  const Kernels& kernels = kernels_of(kernel);
+  Output<uint64_t> codes("vectors", {size / 64, n});
+  {
+    const nb::gil_scoped_release released;
+    const int grid = 29 - (3 * std::countr_zero(width) + 1) / 2;  // 3 * 2^grid * width^1.5 is below 2^31
+    const HashView hash{rotation.data(), flips.data(), dim, stride, width, blocks, std::ldexp(1.0, grid)};
+    std::vector<double> centred(dim), sums(stride);
+    std::vector<uint32_t> turned(size);
+    std::vector<uint64_t> code(size / 64);
+    for (size_t i = 0; i < n; ++i) {
+      for (size_t j = 0; j < dim; ++j) centred[j] = on_grid(vectors[i * dim + j]) - on_grid(mean[j]);
+      kernels.hash_code(hash, centred.data(), sums.data(), turned.data(), code.data());
+      for (size_t word = 0; word < code.size(); ++word) codes.data()[word * n + i] = code[word];
+    }
+  }
+  return codes.take();
+}
+
 nb::tuple py_coarse_encode(nb::object vectors_, nb::object flips_, int64_t bits_) {
   const Input<float> vectors("vectors", vectors_, 2), flips("flips", flips_, 2);
   const size_t n = vectors.shape(0), dim = vectors.shape(1), width = checked_width("vectors", flips, dim);
@@ -573,6 +604,12 @@ NB_MODULE(_native, m) {
       .def("missing_edges", &Graph::missing_edges, "ef"_a, nb::kw_only(), "kernel"_a = nb::none(),
            "Edges (m, 2) uint32, source and target, without which the entries do not lead to every node; each source\n"
            "is one of the `ef` nearest to its target that has an unused slot, where there is one.");
+  m.def("hash_encode", &py_hash_encode, "vectors"_a.none(), "mean"_a.none(), "rotation"_a.none(), "flips"_a.none(),
+        nb::kw_only(), "kernel"_a = nb::none(),
+        "Codes of unit vectors by stacked rotations of their principal directions (vitrine.ann.hashing).\n\n"
+        "vectors: (n, dim), mean: (dim,), rotation: (dim, kept), all float32 and multiples of 2^-24, kept a multiple of\n"
+        "32; flips: (3, width, blocks) int32, 0 or -1 where the sign turns, width a power of two from kept on.\n"
+        "Returns (width * blocks / 64, n) uint64, word-major.");
   m.def("coarse_encode", &py_coarse_encode, "vectors"_a.none(), "flips"_a.none(), "bits"_a,
         "Re-rank codes of vectors (vitrine.ann.coarse).\n\n"
         "vectors: (n, dim) float32, none of them zero; flips: (2, width) float32, 1 or -1, width being dim up to a\n"

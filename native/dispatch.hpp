@@ -92,6 +92,18 @@ struct CoarseView {
   size_t width, bits;
 };
 
+// Rounds of flips and transforms of a hash function.
+inline constexpr size_t hash_rounds = 3;
+
+// A hash function of stacked rotations: rotation is [dim][stride], stride a multiple of 32 with zeros beyond the
+// directions; flips [rounds][width][blocks], 0 or -1, width a power of two from 64 on.
+struct HashView {
+  const float* rotation;
+  const int32_t* flips;
+  size_t dim, stride, width, blocks;
+  double scale;  // what projections are multiplied by before they are rounded
+};
+
 struct Kernels {
   const char* name;
 
@@ -137,6 +149,9 @@ struct Kernels {
   // multiple of 8.
   void (*vector_products)(const float* vectors, size_t n, size_t dim, const float* query, const uint32_t* rows,
                           size_t count, float* products);
+
+  // The code of a centred vector, of width * blocks bits; sums [stride] and turned [width * blocks] are scratch.
+  void (*hash_code)(const HashView& hash, const double* centred, double* sums, uint32_t* turned, uint64_t* code);
 };
 
 extern const Kernels portable_kernels;

@@ -59,6 +59,8 @@ class Turn {
 // To the nearest integer, ties to even, for |x| < 2^22 (2^51 of a double): in an instruction that every machine has.
 inline float round_even(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 inline double round_even(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
+// The nearest multiple of 2^-24.
+inline double on_grid(float x) { return round_even(double{x} * 0x1p24) * 0x1p-24; }
 
 // A turned query in integers up to `peak`; returns what one of them is worth.
 inline float round_query(const Turn& turn, float peak, int16_t* integers) {
@@ -92,7 +94,7 @@ inline void quantize(const Turn& turn, size_t bits, uint8_t* code, float* factor
       for (size_t i = 0; i < half; ++i) code[i] = static_cast<uint8_t>(levels[i] | levels[half + i] << 4);
     }
     for (size_t i = 0; i < coarse_group; ++i) {
-      const double exact = round_even(double{group[i]} * 0x1p24) * 0x1p-24;
+      const double exact = on_grid(group[i]);
       length += exact * exact;
       product += exact * double{integers[i]};
     }

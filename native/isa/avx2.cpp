@@ -154,5 +154,6 @@ struct Isa {
 #include "../tower.hpp"
 #include "../walk.hpp"
 #include "../coarse.hpp"
+#include "../hash.hpp"
 
-const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, coarse_products<Isa>, vector_products};
+const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, coarse_products<Isa>, vector_products, hash_code};

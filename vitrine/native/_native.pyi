@@ -87,6 +87,14 @@ def cap_edges(
     *,
     kernel: str | None = None,
 ) -> NDArray[uint32]: ...
+def hash_encode(
+    vectors: NDArray[float32],
+    mean: NDArray[float32],
+    rotation: NDArray[float32],
+    flips: NDArray[int32],
+    *,
+    kernel: str | None = None,
+) -> NDArray[uint64]: ...
 def coarse_encode(
     vectors: NDArray[float32], flips: NDArray[float32], bits: int
 ) -> tuple[NDArray[uint8], NDArray[float32]]: ...
