@@ -124,10 +124,19 @@ class Channel:
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
 
-    def __init__(self, target: str, security: Security | None, *, shared: bool = True) -> None:
-        """shared: take part in grpc's pool, where all channels of a process to one server use one connection."""
+    def __init__(
+        self, target: str, security: Security | None, *, shared: bool = True, retries: bool = True
+    ) -> None:
+        """
+        shared:  take part in grpc's pool, where all channels of a process to one server use one connection.
+        retries: False for who tries another server itself
+        """
         self._target = target
-        self._options = [*self._common, ("grpc.use_local_subchannel_pool", int(not shared))]
+        self._options = [
+            *self._common,
+            ("grpc.use_local_subchannel_pool", int(not shared)),
+            ("grpc.enable_retries", int(retries)),
+        ]
         self._security = security or Security()
         self._files = [path for path in (self._security.ca, self._security.cert, self._security.key) if path]
         self._next_look = time.monotonic() + _LOOK_EVERY_S
@@ -142,15 +151,23 @@ class Channel:
         """As grpc.Channel's."""
         made: tuple[grpc.Channel | None, Any] = (None, None)
 
-        def call(request: Any, timeout: float | None = None, wait_for_ready: bool | None = None) -> Any:
+        def begin(how: str, request: Any, timeout: float | None, wait_for_ready: bool | None) -> Any:
             nonlocal made
             if self._security_changes and time.monotonic() >= self._next_look:
                 self._look()
             if made[0] is not (current := self.current):
                 made = current, current.unary_unary(method, *serializers, **named)
             metadata = (*(self.metadata or ()), *trace_context.metadata()) or None
-            return made[1](request, timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready)
+            start = getattr(made[1], how)
+            return start(request, timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready)
 
+        def call(request: Any, timeout: float | None = None, wait_for_ready: bool | None = None) -> Any:
+            return begin("__call__", request, timeout, wait_for_ready)
+
+        def future(request: Any, timeout: float | None = None, wait_for_ready: bool | None = None) -> Any:
+            return begin("future", request, timeout, wait_for_ready)
+
+        call.future = future  # type: ignore[attr-defined]  # a function with an attribute, as grpc's object has it
         return call
 
     @property

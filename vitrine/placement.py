@@ -34,6 +34,13 @@ def buckets_of(ids: NDArray[np.uint64]) -> NDArray[np.uint16]:
     return ((native.murmur2_decimal(ids) & np.uint32(0x7FFFFFFF)) % np.uint32(BUCKETS)).astype(np.uint16)
 
 
+def shards_of(ids: NDArray[np.uint64], shards: int) -> NDArray[np.int64]:
+    """(n,) items -> (n,) the shard of the index that holds each, 0 ... shards - 1."""
+    from vitrine import native
+
+    return ((native.murmur2_decimal(ids) & np.uint32(0x7FFFFFFF)) % np.uint32(shards)).astype(np.int64)
+
+
 def bucket_of(id: int) -> int:
     """The bucket of one id."""
     return (murmur2(b"%d" % id) & 0x7FFFFFFF) % BUCKETS

@@ -21,6 +21,7 @@ from vitrine.cli.callers import app as callers_app
 from vitrine.cli.data import app as data_app
 from vitrine.cli.demo import demo as run_demo
 from vitrine.cli.doctor import doctor as run_doctor
+from vitrine.cli.index import app as index_app
 from vitrine.cli.topics import app as topics_app
 from vitrine.errors import UnavailableError
 
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(artifacts_app, name="artifacts")
+app.add_typer(index_app, name="index")
 app.add_typer(topics_app, name="topics")
 app.add_typer(data_app, name="data")
 app.add_typer(callers_app, name="callers")

@@ -2,7 +2,8 @@
 
 import errno
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrine.ann.build import collapse, edges, files, neighbours, order, partition
+from vitrine.ann.build import collapse, edges, files, neighbours, order, partition, propagate
 from vitrine.ann.build.executors import Executor, Task, Threads
 from vitrine.ann.build.parameters import Parameters
 from vitrine.errors import FieldError
@@ -64,7 +65,8 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder, executor, progress)
     if not (folder / "rows.npy").exists():
-        files.save(folder, "rows", np.asarray(rows))
+        with _named("rows", folder):
+            files.save(folder, "rows", np.asarray(rows))
     fitting = (memory_mb << 19) // executor.workers
     steps.run("prepare-collapse", collapse.prepare, [()])
     steps.run("hash", collapse.hash_rows, _ranges(len(rows), 1, executor, memory_mb))
@@ -101,17 +103,34 @@ def _level(
     steps.run("prepare-neighbours", neighbours.prepare, [(parameters,)])
     clusters = len(files.read(folder, "centres"))
     steps.run("neighbours", neighbours.find, [(cluster, parameters) for cluster in range(clusters)])
+    _propagate(steps, nodes, parameters, executor, memory_mb)
     chunk = _ranges(nodes, parameters.forward * 12, executor, memory_mb)
     steps.run("merge", neighbours.merge, [(*part, parameters) for part in chunk])
     steps.run("prepare-edges", edges.prepare, [(parameters,)])
     # Incoming edges are gathered by a pass over all nodes, so tasks are few: as large as the memory allows.
     chunk = _ranges(nodes, parameters.degree * 10, executor, memory_mb, least=executor.workers, rows=nodes)
     steps.run("edges", edges.both_ways, [(*part, parameters) for part in chunk])
-    if nodes // edges.LEVEL >= parameters.entries:
+    if nodes // edges.LEVEL >= parameters.entries_of(nodes):
         steps.run("sample", edges.sample_level, [()])
         _level(folder / edges.UPPER, parameters, executor, memory_mb, progress, name + "upper ")
         steps.run("stack", edges.stack, [()])
         steps.run("far edges", edges.add_coarse, [()])
+
+
+def _propagate(steps: "_Steps", nodes: int, parameters: Parameters, executor: Executor, memory_mb: int) -> None:
+    """Rounds of propagation over the lists of a level."""
+    if not parameters.rounds:
+        return
+    chunk = _ranges(nodes, propagate.TAKE_BYTES, executor, memory_mb)
+    senders = _ranges(nodes, propagate.SEND_BYTES, executor, memory_mb)
+    steps.run("prepare-lists 0", propagate.prepare, [(0,)])
+    steps.run("lists", propagate.gather, chunk)
+    for turn in range(parameters.rounds):
+        steps.run(f"send {turn}", propagate.send, [(*part, turn, parameters) for part in senders])
+        steps.run(f"prepare-lists {turn + 1}", propagate.prepare, [(turn + 1,)])
+        begins = [begin for begin, _ in senders]
+        steps.run(f"take {turn}", propagate.take, [(*part, turn, begins) for part in chunk])
+    steps.run("give back", propagate.give_back, [(*part, parameters.rounds) for part in chunk])
 
 
 class _Steps:
@@ -147,15 +166,22 @@ class _Steps:
             done += 1
             self._progress(stage, done / len(calls))
 
-        try:
+        with _named(stage, self._folder):
             self._executor.run(task, self._folder, left, count)
-        except OSError as error:
-            why = f"build stage {stage}: {error.strerror or error}"
-            if error.errno in _NO_ROOM:
-                why += "; make room and run again: finished tasks are kept"
-            raise OSError(error.errno or errno.EIO, why, str(self._folder)) from error
         whole.touch()
         note.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(stage: str, folder: Path) -> Iterator[None]:
+    """An OSError names the stage, and says what to do about a full disk."""
+    try:
+        yield
+    except OSError as error:
+        why = f"build stage {stage}: {error.strerror or error}"
+        if error.errno in _NO_ROOM:
+            why += "; make room and run again: finished tasks are kept"
+        raise OSError(error.errno or errno.EIO, why, str(folder)) from error
 
 
 def _plain(call: tuple[Any, ...]) -> list[Any]:

@@ -83,7 +83,7 @@ def choose_entries(folder: Path, parameters: Parameters) -> None:
     nodes = np.arange(len(files.read(level, "ordered")), dtype=np.int64)
     for old in reversed(climbed):
         nodes = old[nodes].astype(np.int64) * LEVEL
-    count = min(len(nodes), parameters.entries)
+    count = min(len(nodes), parameters.entries_of(len(files.read(folder, "ordered"))))
     files.save(folder, "entries", np.sort(nodes)[np.arange(count) * len(nodes) // count].astype(np.uint32))
 
 

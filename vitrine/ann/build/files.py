@@ -1,6 +1,7 @@
 """The build's arrays on disk: mapped, so that they take page cache and not the memory that a build may use."""
 
 import errno
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,19 @@ def create(folder: Path, name: str, shape: tuple[int, ...], dtype: DTypeLike) ->
 
 
 def write(folder: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
-    """Rows of an array that `create` made; tasks write rows of their own."""
-    if len(values):
-        change(folder, name)[rows] = values
+    """Rows of an array that `create` made; tasks write rows of their own.
+
+    Written, not mapped: a page that is written whole need not be read, zeroed and faulted in first.
+    """
+    if not len(values):
+        return
+    with (folder / f"{name}.npy").open("r+b") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if values.dtype != dtype or values.shape[1:] != shape[1:] or rows.start + len(values) > shape[0]:
+            raise ValueError(f"{name}: {values.dtype} {values.shape} do not fit {dtype} {shape} from {rows.start}")
+        file.seek(rows.start * dtype.itemsize * math.prod(shape[1:]), os.SEEK_CUR)
+        file.write(np.ascontiguousarray(values).data.cast("B"))
 
 
 def save(folder: Path, name: str, values: NDArray[Any]) -> None:

@@ -1,0 +1,105 @@
+"""A build that is killed, and one whose disk is full: it goes on from its finished tasks, and no byte differs."""
+
+import errno
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.test_graph_build import SMALL, clustered, digest
+from vitrine.ann.build import Threads, build
+
+BUILD = """
+import pathlib, resource, sys
+import numpy as np
+from tests.unit.test_graph_build import SMALL, digest
+from vitrine.ann.build import Threads, build
+rows, folder, limit = sys.argv[1:]
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+print("begun", flush=True)
+try:
+    print(digest(build(np.load(rows, mmap_mode="r"), pathlib.Path(folder), SMALL, executor=Threads(2))))
+except OSError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    """A file of 20,000 codes."""
+    file = tmp_path_factory.mktemp("rows") / "rows.npy"
+    np.save(file, clustered(20_000))
+    return file
+
+
+@pytest.fixture(scope="module")
+def expected(rows, tmp_path_factory) -> str:
+    return digest(build(np.load(rows), tmp_path_factory.mktemp("whole"), SMALL))
+
+
+def started(rows: Path, folder: Path, limit: int = 0) -> subprocess.Popen[str]:
+    """A build in a process of its own, about to begin; `limit`: bytes of a file at most, 0 for any."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(rows), str(folder), str(limit)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(rows, expected, tmp_path):
+    seed = int.from_bytes(os.urandom(4))
+    print("seed", seed)
+    draws = random.Random(seed)
+    process = started(rows, tmp_path / "timed")
+    whole = time.perf_counter()
+    assert process.communicate()[0].strip() == expected
+    whole = time.perf_counter() - whole
+    killed = 0
+    while killed < 4:
+        process = started(rows, tmp_path / "killed")
+        try:
+            process.wait(draws.uniform(0, whole))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+    process = started(rows, tmp_path / "killed")
+    assert process.communicate()[0].strip() == expected
+
+
+@pytest.mark.parametrize("limit", [1_000_000, 2_000_000])
+def test_a_full_disk_is_said_with_the_stage_and_the_build_goes_on_from_there(rows, expected, tmp_path, limit):
+    process = started(rows, tmp_path / "full", limit)
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert re.search("build stage .*(File too large|No space left on device)", said)
+    assert "make room and run again: finished tasks are kept" in said
+    assert str(tmp_path / "full") in said
+    assert any((tmp_path / "full" / "done").iterdir()) == (limit > 1_280_000)  # the codes themselves are 1.28 MB
+    assert started(rows, tmp_path / "full").communicate()[0].strip() == expected
+
+
+def test_a_disk_that_fills_while_an_array_is_made_leaves_no_array(rows, expected, tmp_path, monkeypatch):
+    made = []
+
+    def full(handle: int, offset: int, length: int) -> None:
+        made.append(length)
+        if len(made) == 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"build stage .*No space left on device; make room"):
+        build(np.load(rows), tmp_path, SMALL, executor=Threads(2))
+    assert len(made) == 12
+    assert digest(build(np.load(rows), tmp_path, SMALL)) == expected
