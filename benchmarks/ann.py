@@ -1,153 +1,192 @@
-"""The binary graph beside faiss.IndexBinaryHNSW (M 16, efConstruction 100): build, and search at equal recall.
+"""The binary graph beside the HNSW of faiss and of USearch, and the scan beside faiss.IndexBinaryFlat.
 
-    python -m benchmarks.ann                       # 300,000 codes of 512 bits, a table
-    python -m benchmarks.ann --n 300000 --n 1000000 --json
+    python -m benchmarks.ann                                # 300,000 codes of 512 bits, tables
+    python -m benchmarks.ann --n 300000 --n 1000000 --json  # the last line is one JSON object
 
-Codes are signs of random projections of a Gaussian mixture (see `generate`); queries are held out. Contenders run
-on one thread and take turns; times are CPU seconds of the process, ratios medians of the rounds' ratios. recall@10
-counts a result whose distance is within the true 10th's; each contender is at its smallest list that reaches the
-recall. Single queries are one call each, on both sides.
+Codes are signs of random projections of a Gaussian mixture (benchmarks/codes.py); queries are held out. Peers have
+M 16 and efConstruction 100. Contenders take turns; a ratio is the median over rounds of this index over the better
+peer, in CPU seconds on one thread and in seconds by the clock on two. recall@10 counts a result whose distance is
+within the true 10th's; each contender is at its smallest list that reaches the recall. Single queries are one call
+each, on all sides.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
+from usearch.index import Index
 
-from benchmarks.measure import table
+from benchmarks.codes import Codes, Distances, generate, recall, smallest, true_bounds
+from benchmarks.measure import interleaved, median_ratio, table
 from vitrine import native
-from vitrine.ann.build import Parameters, build
+from vitrine.ann.build import Parameters, Threads, build
 
 RECALLS = (0.95, 0.99, 0.999)
-LISTS = (10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
-TURNS = 6
-
-Codes = NDArray[np.uint64]
+TURNS = 4
+QUERIES = 1000
 
 
-def generate(n: int, queries: int, *, bits: int = 512, dim: int = 32, spread: float = 0.6, seed: int = 1) -> Codes:
-    """Codes (n + queries, bits / 64): 1,000 Gaussian clusters in `dim` dimensions, their centres of variance 1 and
-    their points of `spread` around them, and on which side of `bits` random hyperplanes a point lies."""
-    draws = np.random.default_rng(seed)
-    centres = draws.standard_normal((1000, dim)).astype(np.float32)
-    planes = draws.standard_normal((dim, bits)).astype(np.float32)
-    codes = np.empty((n + queries, bits // 64), np.uint64)
-    for start in range(0, len(codes), 65_536):
-        size = min(65_536, len(codes) - start)
-        points = centres[draws.integers(0, len(centres), size)]
-        points = points + np.float32(spread) * draws.standard_normal((size, dim)).astype(np.float32)
-        codes[start : start + size] = np.packbits(points @ planes >= 0, axis=1, bitorder="little").view("<u8")
-    return codes
+class Searcher(Protocol):
+    """A graph that is searched with a list of a given size."""
+
+    def search(self, queries: Codes, size: int, threads: int) -> Distances:
+        """Distances (q, 10), nearest first."""
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU time of one call."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
+class Faiss:
+    """faiss.IndexBinaryHNSW."""
+
+    def __init__(self, codes: Codes) -> None:
+        self._index = faiss.IndexBinaryHNSW(codes.shape[1] * 64, 16)
+        self._index.hnsw.efConstruction = 100
+        faiss.omp_set_num_threads(1)
+        self._index.add(codes.view(np.uint8))
+
+    def search(self, queries: Codes, size: int, threads: int) -> Distances:
+        faiss.omp_set_num_threads(threads)
+        self._index.hnsw.efSearch = size
+        return self._index.search(queries.view(np.uint8), 10)[0]
 
 
-def one_by_one(search: Callable[[Codes], object], queries: Codes) -> Callable[[], object]:
-    """Each query in a call of its own."""
-    return lambda: [search(queries[i : i + 1]) for i in range(len(queries))]
+class Usearch:
+    """usearch.Index of bits."""
+
+    def __init__(self, codes: Codes) -> None:
+        self._index = Index(
+            ndim=codes.shape[1] * 64, metric="hamming", dtype="b1", connectivity=16, expansion_add=100
+        )
+        self._index.add(np.arange(len(codes)), codes.view(np.uint8), threads=1)
+
+    def search(self, queries: Codes, size: int, threads: int) -> Distances:
+        self._index.expansion_search = size
+        found = self._index.search(
+            queries.view(np.uint8) if len(queries) > 1 else queries[0].view(np.uint8), 10, threads=threads
+        )
+        return found.distances.astype(np.int64).reshape(len(queries), -1)
 
 
-def smallest_list(recall_of: Callable[[int], float], wanted: float) -> tuple[int, float]:
-    """The first of LISTS that reaches a recall, and what it reaches; the last where none does."""
-    for size in LISTS:
-        reached = recall_of(size)
-        if reached >= wanted:
-            break
-    return size, reached
+class Own:
+    """The graph of vitrine.ann.build; `stages` has the CPU seconds of each stage of its build."""
 
-
-def measure(n: int, rounds: int, queries: int = 1000) -> dict[str, Any]:
-    """One size: the build, and for each recall the searches."""
-    codes = generate(n, queries)
-    base, asked = np.ascontiguousarray(codes[:n]), np.ascontiguousarray(codes[n:])
-    flat = faiss.IndexBinaryFlat(codes.shape[1] * 64)
-    flat.add(base.view(np.uint8))
-    say(f"{n:,}: true neighbours")
-    bound = flat.search(asked.view(np.uint8), 10)[0][:, 9:10]
-
-    peer = faiss.IndexBinaryHNSW(codes.shape[1] * 64, 16)
-    peer.hnsw.efConstruction = 100
-    say(f"{n:,}: faiss builds")
-    peer_build_s = cpu_seconds(lambda: peer.add(base.view(np.uint8)))
-    with tempfile.TemporaryDirectory(prefix="vitrine-bench-") as folder:
-        stages: dict[str, float] = {}
-        started = [time.process_time()]
+    def __init__(self, codes: Codes) -> None:
+        self.stages: dict[str, float] = {}
+        last = time.process_time()
 
         def note(stage: str, share: float) -> None:
+            nonlocal last
             if share == 1:
-                stages[stage] = stages.get(stage, 0) + time.process_time() - started[0]
-                started[0] = time.process_time()
+                self.stages[stage] = round(self.stages.get(stage, 0) + time.process_time() - last, 3)
+                last = time.process_time()
 
-        build_s = cpu_seconds(lambda: build(base, Path(folder), Parameters(), progress=note))
-        built = build(base, Path(folder), Parameters())
-        codes_in_memory, edges = np.array(built.codes), np.array(built.edges)
-    graph = native.Graph(codes_in_memory, edges, built.entries)
-    found: dict[str, Any] = {
+        with tempfile.TemporaryDirectory(prefix="vitrine-bench-") as folder:
+            built = build(codes, Path(folder), Parameters(), executor=Threads(1), progress=note)
+            self._arrays = np.array(built.codes), np.array(built.edges), np.array(built.entries)
+        self.bytes = sum(array.nbytes for array in self._arrays)
+        self.graph = native.Graph(*self._arrays)
+
+    def search(self, queries: Codes, size: int, threads: int) -> Distances:
+        return self.graph.walk(queries, size, TURNS, threads)[1][:, :10]
+
+
+def one_by_one(searcher: Searcher, queries: Codes, size: int) -> Callable[[], object]:
+    """Each query in a call of its own."""
+    return lambda: [searcher.search(queries[i : i + 1], size, 1) for i in range(len(queries))]
+
+
+def measure(n: int, rounds: int) -> dict[str, Any]:
+    """One size: builds, then at each recall single queries, batches on one thread and on two."""
+    codes, _ = generate(n + QUERIES)
+    base, asked = np.ascontiguousarray(codes[:n]), np.ascontiguousarray(codes[n:])
+    say(f"{n:,}: true neighbours")
+    bounds = true_bounds(base, asked)
+    contenders: dict[str, Searcher] = {}
+    build_s: dict[str, float] = {}
+    for name, kind in (("own", Own), ("faiss", Faiss), ("usearch", Usearch)):
+        say(f"{n:,}: {name} builds")
+        start = time.process_time()
+        contenders[name] = kind(base)
+        build_s[name] = time.process_time() - start
+    own = contenders["own"]
+    assert isinstance(own, Own)
+    return {
         "n": n,
-        "build_s": build_s,
-        "peer_build_s": peer_build_s,
-        "build_ratio": peer_build_s / build_s,
-        "stages_s": stages,
-        "bytes_per_item": (codes_in_memory.nbytes + edges.nbytes) / n,
-        "search": {},
+        "build_cpu_s": build_s,
+        "build_ratio": min(build_s["faiss"], build_s["usearch"]) / build_s["own"],
+        "stages_cpu_s": own.stages,
+        "bytes_per_item": own.bytes / n,
+        "search": {
+            str(wanted): _at_recall(contenders, asked, bounds, wanted, rounds, f"{n:,}") for wanted in RECALLS
+        },
     }
 
-    def peer_recall(size: int) -> float:
-        peer.hnsw.efSearch = size
-        return float((peer.search(asked.view(np.uint8), 10)[0] <= bound).mean())
 
-    def own_recall(size: int) -> float:
-        return float((graph.walk(asked, size)[1][:, :10] <= bound).mean())
+def _at_recall(
+    contenders: dict[str, Searcher], asked: Codes, bounds: Distances, wanted: float, rounds: int, label: str
+) -> dict[str, Any]:
+    """All contenders at the smallest list that reaches the recall."""
+    sizes = {
+        name: smallest(lambda size, one=one: recall(one.search(asked, size, 1), bounds), wanted)
+        for name, one in contenders.items()
+    }
+    row: dict[str, Any] = {f"{name}_list": size for name, size in sizes.items()} | {
+        f"{name}_recall": recall(one.search(asked, sizes[name], 1), bounds) for name, one in contenders.items()
+    }
+    own = contenders["own"]
+    assert isinstance(own, Own)
+    row["distances_a_query"] = float(own.graph.walk(asked, sizes["own"])[3].mean())
+    ways: dict[str, tuple[Callable[[Searcher, int], Callable[[], object]], Callable[[], float]]] = {
+        "single": (lambda one, size: one_by_one(one, asked, size), time.process_time),
+        "batched": (lambda one, size: lambda: one.search(asked, size, 1), time.process_time),
+    }
+    if (os.cpu_count() or 1) > 1:
+        ways["batched_2"] = (lambda one, size: lambda: one.search(asked, size, 2), time.perf_counter)
+    for way, (call, clock) in ways.items():
+        seconds = interleaved(
+            {name: call(one, sizes[name]) for name, one in contenders.items()},
+            rounds=rounds, label=f"{label}, recall {wanted}, {way}", clock=clock,
+        )  # fmt: skip
+        for name, times in seconds.items():
+            row[f"{name}_{way}_qps"] = len(asked) / statistics.median(times)
+        row[f"{way}_ratio"] = min(median_ratio(seconds[peer], seconds["own"]) for peer in ("faiss", "usearch"))
+    return row
 
-    for wanted in RECALLS:
-        size, recall = smallest_list(own_recall, wanted)
-        peer_size, reached = smallest_list(peer_recall, wanted)
-        peer.hnsw.efSearch = peer_size
+
+def measure_scan(n: int, rounds: int) -> dict[str, Any]:
+    """The scan: batches of 64 and of 256 beside faiss.IndexBinaryFlat, and one query beside summing the codes."""
+    codes, _ = generate(n + 256)
+    base, asked = np.ascontiguousarray(codes[:n]), np.ascontiguousarray(codes[n:])
+    words = np.ascontiguousarray(base.T)
+    flat = faiss.IndexBinaryFlat(base.shape[1] * 64)
+    flat.add(base.view(np.uint8))
+    faiss.omp_set_num_threads(1)
+    found: dict[str, Any] = {"n": n}
+    for batch in (64, 256):
+        queries = asked[:batch]
         contenders = {
-            "single": one_by_one(lambda q, size=size: graph.walk(q, size), asked),
-            "batched": lambda size=size: graph.walk(asked, size, TURNS),
-            "peer_single": one_by_one(lambda q: peer.search(q.view(np.uint8), 10), asked),
-            "peer_batched": lambda: peer.search(asked.view(np.uint8), 10),
+            "own": lambda q=queries: native.hamming_topk(words, q, 10),
+            "faiss": lambda q=queries: flat.search(q.view(np.uint8), 10),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(rounds + 1):
-            for name, call in contenders.items():
-                took = cpu_seconds(call)
-                if turn:
-                    seconds[name].append(took)
-        say(f"{n:,}: searched at recall {wanted}")
-        found["search"][str(wanted)] = {
-            "list": size,
-            "recall": recall,
-            "distances": float(graph.walk(asked, size)[3].mean()),
-            "peer_list": peer_size,
-            "peer_recall": reached,
-            **{f"{name}_qps": len(asked) / statistics.median(times) for name, times in seconds.items()},
-            "qps_ratio": ratio(seconds["peer_single"], seconds["single"]),
-            "qps_ratio_batched": ratio(seconds["peer_batched"], seconds["batched"]),
-        }
+        seconds = interleaved(contenders, rounds=rounds, label=f"{n:,}, scan of {batch}", clock=time.process_time)
+        found[f"ratio_{batch}"] = median_ratio(seconds["faiss"], seconds["own"])
+        found[f"ns_per_distance_{batch}"] = statistics.median(seconds["own"]) * 1e9 / (n * batch)
+    seconds = interleaved(
+        {"own": lambda: native.hamming_topk(words, asked[:1], 10), "read": words.sum},
+        rounds=rounds, label=f"{n:,}, scan of 1",
+    )  # fmt: skip
+    found["bandwidth_share"] = median_ratio(seconds["read"], seconds["own"])
+    found["gb_s"] = words.nbytes / statistics.median(seconds["own"]) / 1e9
     return found
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """The median over rounds of slow / fast."""
-    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
 def say(text: str) -> None:
@@ -162,30 +201,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender (7)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line, and no table")
     args = parser.parse_args()
-    faiss.omp_set_num_threads(1)
     results = [measure(n, args.rounds) for n in args.n or [300_000]]
+    scan = measure_scan(max(args.n or [300_000]), args.rounds)
     report = {
         "benchmark": "ann",
         "kernel": native.kernel(),
         "faiss": faiss.__version__,
-        "threads": 1,
+        "generator": " ".join((generate.__doc__ or "").split()),
         "build_ratio": {str(r["n"]): r["build_ratio"] for r in results},
         **{
-            field: {f"{r['n']}@{recall}": row[field] for r in results for recall, row in r["search"].items()}
-            for field in ("qps_ratio", "qps_ratio_batched")
+            field: {f"{r['n']}@{at}": row[way] for r in results for at, row in r["search"].items() if way in row}
+            for field, way in (
+                ("qps_ratio", "single_ratio"),
+                ("qps_ratio_batched", "batched_ratio"),
+                ("qps_ratio_batched_2", "batched_2_ratio"),
+            )
         },
+        "scan_ratio": {batch: scan[f"ratio_{batch}"] for batch in (64, 256)},
+        "scan_bandwidth_share": scan["bandwidth_share"],
+        "bytes_per_item": {str(r["n"]): r["bytes_per_item"] for r in results},
+        "scan": scan,
         "results": results,
     }
     if args.json:
         print(json.dumps(report))
         return
     for result in results:
+        built = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["build_cpu_s"].items())
         print(
-            f"{result['n']:,} codes: built in {result['build_s']:.1f} s of CPU, faiss in"
-            f" {result['peer_build_s']:.1f} ({result['build_ratio']:.1f} times),"
+            f"{result['n']:,} codes, CPU of the build: {built} ({result['build_ratio']:.1f} times the better peer);"
             f" {result['bytes_per_item']:.0f} bytes an item"
         )
-        print(table([{"recall": recall, **row} for recall, row in result["search"].items()]))
+        ratios = [
+            {"recall": at} | {k: v for k, v in row.items() if "recall" not in k}
+            for at, row in result["search"].items()
+        ]
+        print(table(ratios))
+    print(table([scan]))
 
 
 if __name__ == "__main__":

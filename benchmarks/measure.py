@@ -9,17 +9,24 @@ from collections.abc import Callable, Mapping
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, label: str
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    label: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each contender's calls: `rounds` of each, after one that does not count. Progress on stderr."""
+    """Seconds of each contender's calls by `clock`: `rounds` of each, after one that does not count.
+
+    Progress on stderr.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     shown = time.monotonic()
     for turn in range(rounds + 1):
         for name, call in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
         if time.monotonic() - shown > 1:
             shown = time.monotonic()
             print(f"{label}: round {turn} of {rounds}", file=sys.stderr, flush=True)

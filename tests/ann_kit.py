@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vitrine.ann import embeddings, hashing
 from vitrine.ann.index import BinaryIndex
 from vitrine.ann.pictures import SIDE
+from vitrine.ann.segment import Segment
 from vitrine.artifacts import ArtifactStore, Manifest
 
 FIRST_ID = 1001
@@ -29,7 +30,13 @@ def small_index(seed: int = 0, n: int = 500, dim: int = 32, bits: int = 128, ove
     vectors = unit_vectors(seed, n, dim)
     function = hashing.fit(vectors, bits, seed=seed)
     ids = np.arange(FIRST_ID, FIRST_ID + 3 * n, 3, dtype=np.uint64)
-    return BinaryIndex(function.encode(vectors), ids, vectors, function, over_recall)
+    return BinaryIndex.of(ids, vectors, function, over_recall=over_recall)
+
+
+def segment_of(index: BinaryIndex) -> Segment:
+    """The one segment of an index as it was published."""
+    (view,) = index.segments
+    return view.segment
 
 
 def write_encoder(file: Path, dim: int, seed: int = 0) -> None:

@@ -62,7 +62,7 @@ def publish_photos(store: ArtifactStore, folder: Path, *, over_recall: int = 4) 
     parent = store.publish(embeddings.KIND, source, schema=embeddings.SCHEMA)
     rows = np.flatnonzero(split == "train")
     function = hashing.fit(vectors[rows], 64, seed=0)
-    made = BinaryIndex(function.encode(vectors[rows]), ids[rows], vectors[rows], function, over_recall)
+    made = BinaryIndex.of(ids[rows], vectors[rows], function, over_recall=over_recall)
     (folder / "index").mkdir()
     made.write(folder / "index")
     parents = {embeddings.KIND: parent.version}

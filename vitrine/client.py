@@ -5,7 +5,7 @@
         scores = ctr.score(matches.context, matches.ads)
 
 Clients are thread-safe and cheap: those of one target and security share one channel. Calls that end in UNAVAILABLE
-are tried up to four times within their deadline; all methods only read, so a repeated call does no harm.
+are tried up to four times within their deadline: a test holds that every method here may be repeated without harm.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from vitrine.api.ann.v1 import ann_pb2, ann_pb2_grpc
+from vitrine.ann_client import AnnClient, IndexStats, Items, SearchResult, ShardAnswer, Written
 from vitrine.api.ctr.v1 import ctr_pb2, ctr_pb2_grpc
 from vitrine.api.features.v1 import features_pb2
 from vitrine.api.matching.v1 import matching_pb2, matching_pb2_grpc
+from vitrine.arguments import count, ids, one_id
 from vitrine.calls import (
     Client,
     DeadlineExceededError,
@@ -35,15 +36,19 @@ from vitrine.calls import (
     VitrineError,
 )
 from vitrine.channels import Security
+from vitrine.filters import AttributeValue, Filter, in_range, items, one_of
 
 __all__ = [
     "AnnClient",
+    "AttributeValue",
     "CtrClient",
     "DeadlineExceededError",
     "Explanation",
     "Explanations",
+    "Filter",
     "IndexStats",
     "InvalidArgumentError",
+    "Items",
     "Matches",
     "MatchingClient",
     "NotFoundError",
@@ -52,42 +57,18 @@ __all__ = [
     "Scores",
     "SearchResult",
     "Security",
+    "ShardAnswer",
     "Source",
     "UnauthenticatedError",
     "UnavailableError",
     "UserContext",
     "Verdict",
     "VitrineError",
+    "Written",
+    "in_range",
+    "items",
+    "one_of",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Nearest items of each query, nearest first; lists are parallel to the queries.
-
-    version:   of the `binary-index` artifact that answered
-    ids:       one uint64 (n,) array a query; n = k, or less where the index holds fewer items
-    scores:    cosine of query and item, float32 (n,) a query; None where the queries were codes
-    distances: Hamming distance of the codes, bits, uint32 (n,) a query
-    """
-
-    version: str
-    ids: list[NDArray[np.uint64]]
-    scores: list[NDArray[np.float32]] | None
-    distances: list[NDArray[np.uint32]]
-
-
-@dataclass(frozen=True, slots=True)
-class IndexStats:
-    """The index version being served: sizes, and whether pictures can be searched by."""
-
-    version: str
-    embeddings_version: str
-    items: int
-    dim: int
-    bits: int
-    over_recall: int
-    pictures: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,68 +168,6 @@ class Scores:
     unknown: int
 
 
-class AnnClient(Client):
-    """Visual search."""
-
-    @cached_property
-    def _stub(self) -> ann_pb2_grpc.AnnServiceStub:
-        return ann_pb2_grpc.AnnServiceStub(self._channel)
-
-    def search(
-        self,
-        vectors: ArrayLike | None = None,
-        *,
-        codes: NDArray[Any] | None = None,
-        picture: bytes | None = None,
-        k: int = 10,
-        over_recall: int = 0,
-        index: str = "",
-        timeout_s: float | None = None,
-    ) -> SearchResult:
-        """The k nearest items of every query, which is one of:
-
-        vectors: (q, dim) or (dim,), taken as float32; finite
-        codes:   (q, bits / 8) uint8, or (q, bits / 64) uint64 in little-endian word order; or one row
-        picture: the bytes of one JPEG or PNG
-
-        k is 1 to 1,000; over_recall, candidates re-ranked by real vectors as a multiple of k, 1 to 100, 0 for the
-        index's default. Raises InvalidArgumentError naming the field, UnavailableError while no index is loaded.
-        """
-        if sum(given is not None for given in (vectors, codes, picture)) != 1:
-            raise _wrong("vectors", "exactly one of vectors, codes and picture is the query")
-        request = ann_pb2.SearchRequest(
-            index=index, k=_count("k", k), over_recall=_count("over_recall", over_recall)
-        )
-        field, queries = "picture", 1
-        if vectors is not None:
-            rows = np.atleast_2d(np.ascontiguousarray(vectors, "<f4"))
-            request.vectors, field, queries = rows.tobytes(), "vectors", len(rows)
-        elif codes is not None:
-            if codes.dtype not in (np.uint8, np.uint64):
-                raise _wrong("codes", f"should be uint8 or uint64, not {codes.dtype}")
-            rows = np.atleast_2d(codes.astype(codes.dtype.newbyteorder("<"), order="C"))
-            request.codes, field, queries = rows.tobytes(), "codes", len(rows)
-        else:
-            request.picture = picture or b""
-        response = self._call(self._stub.Search, request, timeout_s)
-        if len(response.counts) != queries:  # bytes have no rows: 2 x 64 numbers look like 1 x 128
-            raise _wrong(field, f"{queries} rows were read as {len(response.counts)}; `stats` has the right length")
-        ends = np.cumsum(np.array(response.counts, np.int64))[:-1]
-        return SearchResult(
-            version=response.version,
-            ids=np.split(np.array(response.item_ids, np.uint64), ends),
-            scores=np.split(np.array(response.scores, np.float32), ends) if codes is None else None,
-            distances=np.split(np.array(response.distances, np.uint32), ends),
-        )
-
-    def stats(self, *, index: str = "", timeout_s: float | None = None) -> IndexStats:
-        """Version and sizes of the index being served."""
-        r = self._call(self._stub.Stats, ann_pb2.StatsRequest(index=index), timeout_s)
-        return IndexStats(
-            r.version, r.embeddings_version, int(r.items), r.dim, r.bits, r.over_recall, r.pictures
-        )  # fmt: skip
-
-
 class MatchingClient(Client):
     """Stored ad lists."""
 
@@ -274,7 +193,7 @@ class MatchingClient(Client):
 
         k is 1 to the served length of a list, 50 by default. Raises InvalidArgumentError naming the field.
         """
-        request = matching_pb2.GetMatchesRequest(user_id=_id("user_id", user_id), k=_count("k", k))
+        request = matching_pb2.GetMatchesRequest(user_id=one_id("user_id", user_id), k=count("k", k))
         r = self._call(self._stub.GetMatches, request, timeout_s)
         return Matches(
             ads=np.array(r.ad_ids, np.uint64),
@@ -296,7 +215,7 @@ class MatchingClient(Client):
 
         Raises NotFoundError where the user has no state, InvalidArgumentError naming the field.
         """
-        request = matching_pb2.ExplainRequest(user_id=_id("user_id", user_id), ad_ids=_ids("ad_ids", ad_ids))
+        request = matching_pb2.ExplainRequest(user_id=one_id("user_id", user_id), ad_ids=ids("ad_ids", ad_ids))
         r = self._call(self._stub.Explain, request, timeout_s)
         ads = [
             Explanation(
@@ -332,32 +251,8 @@ class CtrClient(Client):
         Raises InvalidArgumentError naming the field, UnavailableError while no model is loaded.
         """
         user = features_pb2.UserContext(
-            keys=_ids("context.keys", context.keys), weights=np.asarray(context.weights, np.float32).tolist()
+            keys=ids("context.keys", context.keys), weights=np.asarray(context.weights, np.float32).tolist()
         )
-        request = ctr_pb2.ScoreRequest(context=user, ad_ids=_ids("ad_ids", ad_ids))
+        request = ctr_pb2.ScoreRequest(context=user, ad_ids=ids("ad_ids", ad_ids))
         r = self._call(self._stub.Score, request, timeout_s)
         return Scores(np.array(r.pctrs, np.float32), r.version, r.unknown_ads)
-
-
-def _wrong(field: str, message: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{field}: {message}", {field: message})
-
-
-def _count(field: str, value: int) -> int:
-    if not 0 <= value < 2**32:
-        raise _wrong(field, f"should be 0 to {2**32 - 1}, not {value}")
-    return int(value)
-
-
-def _id(field: str, value: int) -> int:
-    if not 0 <= value < 2**64:
-        raise _wrong(field, f"should be 0 to {2**64 - 1}, not {value}")
-    return int(value)
-
-
-def _ids(field: str, values: Iterable[int] | NDArray[np.uint64]) -> list[int]:
-    if isinstance(values, np.ndarray):
-        if values.size and (not np.issubdtype(values.dtype, np.integer) or values.min() < 0):
-            raise _wrong(field, f"should be ids of 0 to {2**64 - 1}, not {values.dtype} {values[:3]}...")
-        return values.ravel().tolist()
-    return [_id(field, value) for value in values]

@@ -31,7 +31,7 @@ class Served:
 def load(artifact: LocalArtifact, store: ArtifactStore) -> Served:
     """Maps, checks and warms up the index and its parent's encoder; raises ArtifactError, UnavailableError."""
     manifest = artifact.manifest
-    loaded = BinaryIndex.load(artifact.path)
+    loaded = BinaryIndex.load(artifact.path, generation=manifest.version)
     parent = manifest.parents.get(embeddings.KIND)
     if parent is None:
         raise ArtifactError(f"{manifest.name} {manifest.version}: names no {embeddings.KIND} as its parent")

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 
 from services.ann.loading import Served
 from vitrine.ann import index, pictures
-from vitrine.ann.index import Hits
+from vitrine.ann.index import Hits, Options
 from vitrine.api.ann.v1 import ann_pb2, ann_pb2_grpc
 from vitrine.errors import FieldError, NotFoundError
 from vitrine.runtime import metrics
@@ -22,7 +22,7 @@ _DECODERS = 4  # pictures decoded at a time: a large PNG takes up to 160 MB mean
 
 stage_seconds = Histogram(
     "vitrine_ann_stage_seconds",
-    "Time of a search's stages: decode (picture to pixels), encode (to vector and code), scan, rerank.",
+    "Time of a search's stages: decode (picture to pixels), encode (to vector and code), graph, rerank.",
     ("stage",),
     buckets=metrics.LATENCY_BUCKETS,
     registry=metrics.REGISTRY,
@@ -48,17 +48,20 @@ class AnnServicer(ann_pb2_grpc.AnnServiceServicer):
         stages = _Stages(context)
         if kind == "codes":
             codes = _codes(request.codes, served.index.bits)
-            hits = served.index.search_codes(codes, request.k, threads=self._threads, between=stages.end)
+            hits = served.index.search_codes(codes, Options(request.k), threads=self._threads, between=stages.end)
         else:
             if kind == "vectors":
                 vectors = _vectors(request.vectors, served.index.dim)
             else:
                 vectors = self._encoded(served, request.picture, stages)
             hits = served.index.search_vectors(
-                vectors, request.k, request.over_recall or None, threads=self._threads, between=stages.end
+                vectors,
+                Options(request.k, request.over_recall or None),
+                threads=self._threads,
+                between=stages.end,
             )
         stages.observe()
-        queries_total.labels(kind).inc(len(hits.ids))
+        queries_total.labels(kind).inc(len(hits.counts))
         return _response(served.version, hits)
 
     def Stats(self, request: ann_pb2.StatsRequest, context: grpc.ServicerContext) -> ann_pb2.StatsResponse:  # noqa: N802
@@ -157,11 +160,10 @@ def _check_rows(field: str, data: bytes, row_bytes: int, row: str) -> None:
 
 
 def _response(version: str, hits: Hits) -> ann_pb2.SearchResponse:
-    queries, found = hits.ids.shape
     return ann_pb2.SearchResponse(
         version=version,
-        counts=[found] * queries,
-        item_ids=hits.ids.ravel().tolist(),
-        scores=[] if hits.scores is None else hits.scores.ravel().tolist(),
-        distances=hits.distances.ravel().tolist(),
+        counts=hits.counts.tolist(),
+        item_ids=hits.ids.tolist(),
+        scores=[] if hits.scores is None else hits.scores.tolist(),
+        distances=hits.distances.tolist(),
     )

@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from ann_kit import publish_embeddings, unit_vectors
+from ann_kit import publish_embeddings, segment_of, unit_vectors
 
 from trainers.bdg import measure as measuring
 from trainers.bdg import train as job
 from trainers.bdg.train import Config, train
 from vitrine.ann import hashing
 from vitrine.ann.embeddings import Embeddings
-from vitrine.ann.index import BinaryIndex
+from vitrine.ann.index import BinaryIndex, Options
 from vitrine.artifacts import ArtifactError, ArtifactStore
 
 CONFIG = Config(bits=128, over_recall=4)
@@ -26,7 +26,7 @@ def store(tmp_path) -> ArtifactStore:
 
 
 def loaded(store: ArtifactStore) -> tuple[BinaryIndex, Embeddings]:
-    index = store.fetch("binary-index", max_schema=1)
+    index = store.fetch("binary-index", max_schema=2)
     return BinaryIndex.load(index.path), Embeddings.load(store.fetch("embeddings", max_schema=1).path)
 
 
@@ -34,9 +34,9 @@ def test_the_index_holds_train_and_validation_pictures_and_names_its_embeddings(
     version = train(store, "stable", tmp_path / "work", CONFIG)
     index, vectors = loaded(store)
     split = vectors.thumbnails(["split"])["split"].to_numpy(zero_copy_only=False)
-    assert np.array_equal(index.ids, vectors.ids[split != "test"])
-    assert np.array_equal(index.vectors, vectors.vectors[split != "test"])
-    assert np.array_equal(index.codes, index.hashing.encode(index.vectors))
+    assert np.array_equal(segment_of(index).ids, vectors.ids[split != "test"])
+    assert np.array_equal(segment_of(index).vectors, vectors.vectors[split != "test"])
+    assert np.array_equal(segment_of(index).codes, index.hashing.encode(segment_of(index).vectors))
     assert (index.bits, index.over_recall) == (128, 4)
     manifest = store.manifest("binary-index")
     assert manifest.parents == {"embeddings": store.resolve("embeddings")}
@@ -48,7 +48,7 @@ def test_the_index_holds_train_and_validation_pictures_and_names_its_embeddings(
 def test_without_splits_every_picture_is_indexed(store, tmp_path):
     train(store, "stable", tmp_path / "work", Config(bits=64, splits=()))
     index, vectors = loaded(store)
-    assert np.array_equal(index.ids, vectors.ids)
+    assert np.array_equal(segment_of(index).ids, vectors.ids)
     assert store.manifest("binary-index").metrics["queries_held_out"] == 0
 
 
@@ -60,8 +60,8 @@ def test_the_bytes_depend_on_vectors_parameters_and_seed_alone(store, tmp_path):
     first = files(CONFIG, "one")
     assert files(CONFIG, "two") == first
     other = files(Config(bits=128, over_recall=4, seed=1), "one")
-    assert other["codes.npy"] != first["codes.npy"]
-    assert other["ids.npy"] == first["ids.npy"]
+    assert other["shard-00000/codes.npy"] != first["shard-00000/codes.npy"]
+    assert other["shard-00000/ids.npy"] == first["shard-00000/ids.npy"]
 
 
 def test_finished_tasks_are_not_done_again(store, tmp_path, monkeypatch):
@@ -88,12 +88,13 @@ def test_a_job_that_ends_early_shows_readers_nothing_and_resumes(store, tmp_path
 def test_recall_is_the_share_of_the_exact_ten_nearest(store, tmp_path):
     train(store, "stable", tmp_path / "work", Config(bits=64, over_recall=2))
     index, vectors = loaded(store)
-    rows = np.flatnonzero(~np.isin(vectors.ids, index.ids))
+    rows = np.flatnonzero(~np.isin(vectors.ids, segment_of(index).ids))
     found = []
     for row in rows:
-        exact = index.ids[np.argsort(-(index.vectors @ vectors.vectors[row]), kind="stable")[:10]]
-        hits = index.search_vectors(vectors.vectors[[row]], 10)
-        found.append(len(set(hits.ids[0]) & set(exact)) / 10)
+        segment = segment_of(index)
+        exact = segment.ids[np.argsort(-(segment.vectors @ vectors.vectors[row]), kind="stable")[:10]]
+        hits = index.search_vectors(vectors.vectors[[row]], Options(10))
+        found.append(len(set(hits.ids) & set(exact)) / 10)
     metrics = store.manifest("binary-index").metrics
     assert metrics["recall_at_10"] == pytest.approx(np.mean(found))
     assert 0.2 < metrics["recall_at_10_by_codes"] < metrics["recall_at_10"] < 1
@@ -105,9 +106,10 @@ def test_same_category_counts_each_neighbour_of_the_querys_category(store, tmp_p
     category = dict(
         zip(vectors.ids.tolist(), vectors.thumbnails(["category"])["category"].to_pylist(), strict=True)
     )
-    asked = [i for i in vectors.ids.tolist() if i not in set(index.ids.tolist())]
-    hits = index.search_vectors(vectors.vectors[np.searchsorted(vectors.ids, asked)], 10)
-    same = [category[f] == category[q] for q, found in zip(asked, hits.ids.tolist(), strict=True) for f in found]
+    asked = [i for i in vectors.ids.tolist() if i not in set(segment_of(index).ids.tolist())]
+    hits = index.search_vectors(vectors.vectors[np.searchsorted(vectors.ids, asked)], Options(10))
+    found = hits.ids.reshape(-1, 10).tolist()
+    same = [category[f] == category[q] for q, row in zip(asked, found, strict=True) for f in row]
     assert store.manifest("binary-index").metrics["search_same_category_at_10"] == pytest.approx(np.mean(same))
 
 

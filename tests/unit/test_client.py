@@ -357,4 +357,6 @@ print(json.dumps([sorted(added), sorted(name for name in sys.modules if name.sta
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     packages, modules = json.loads(ended.stdout)
     assert packages == ["vitrine"]
-    assert {name.split(".")[1] for name in modules} == {"api", "calls", "channels", "client", "trace_context"}
+    assert {name.split(".")[1] for name in modules} == {
+        "ann_client", "api", "arguments", "calls", "channels", "client", "filters", "trace_context"
+    }  # fmt: skip

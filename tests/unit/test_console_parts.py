@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ann_kit import small_index, unit_vectors
+from ann_kit import segment_of, small_index, unit_vectors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from services.console.inputs import InputError, a_count, an_id, one_of
 from services.console.scrape import Page, Scraper, Status, parse, point, quantile
 from services.console.settings import parse_pages
 from tests.waiting import wait_for
+from vitrine.ann.index import Options
 from vitrine.artifacts import Manifest
 from vitrine.client import IndexStats, SearchResult
 from vitrine.errors import UnavailableError
@@ -215,8 +216,9 @@ class LocalAnn:
         self.stats = IndexStats("v1", "e1", items, self.index.dim, self.index.bits, 10, True)
 
     def search(self, vectors, k, over_recall, timeout_s=None):
-        hits = self.index.search_vectors(np.atleast_2d(vectors), k, over_recall)
-        return SearchResult("v1", list(hits.ids), list(hits.scores), list(hits.distances))
+        hits = self.index.search_vectors(np.atleast_2d(vectors), Options(k, over_recall))
+        parts = [[array[part] for part in hits.slices()] for array in (hits.ids, hits.scores, hits.distances)]
+        return SearchResult("v1", *parts)
 
 
 def test_the_reference_is_brute_force_and_recall_counts_what_it_shares_with_it():
@@ -226,7 +228,8 @@ def test_the_reference_is_brute_force_and_recall_counts_what_it_shares_with_it()
     curve = recall.measure(ann, ann.stats, queries)
     expected = {1: 0.0, 20: 0.0}
     for query, reference in zip(queries, references, strict=True):
-        brute = ann.index.ids[np.argsort(-(ann.index.vectors @ query), kind="stable")[:10]]
+        segment = segment_of(ann.index)
+        brute = segment.ids[np.argsort(-(segment.vectors @ query), kind="stable")[:10]]
         assert reference.exact
         assert set(reference.ids.tolist()) == set(brute.tolist())
         for step in expected:

@@ -1,11 +1,14 @@
 """What an index loses: its neighbours against the exact ones, and against the pictures' categories."""
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrine.ann.embeddings import Embeddings
-from vitrine.ann.index import BinaryIndex
+from vitrine.ann.index import BinaryIndex, Options
 
+T = TypeVar("T", bound=np.generic)
 Metrics = dict[str, float | int | str]
 
 K = 10
@@ -28,9 +31,9 @@ def measure(index: BinaryIndex, vectors: Embeddings, chosen: NDArray[np.int64]) 
     pool = held_out if len(held_out) else chosen
     rows = pool[np.linspace(0, len(pool) - 1, min(_QUERIES, len(pool))).astype(np.int64)]
     queries = np.asarray(vectors.vectors[rows])
-    hits = index.search_vectors(queries, K)
-    bounds = exact_bounds(index.vectors, queries, K)
-    by_codes = index.search_vectors(queries, K, over_recall=1)
+    hits = index.search_vectors(queries, Options(K))
+    bounds = exact_bounds(index.segments[0].segment.vectors, queries, K)
+    by_codes = index.search_vectors(queries, Options(K, over_recall=1))
     metrics: Metrics = {
         "items": index.items,
         "bits": index.bits,
@@ -38,12 +41,12 @@ def measure(index: BinaryIndex, vectors: Embeddings, chosen: NDArray[np.int64]) 
         "over_recall": index.over_recall,
         "queries": len(rows),
         "queries_held_out": int(len(held_out) > 0),
-        "recall_at_10": recall(hits.scores, bounds),
-        "recall_at_10_by_codes": recall(by_codes.scores, bounds),
+        "recall_at_10": recall(_rows(hits.scores, rows), bounds),
+        "recall_at_10_by_codes": recall(_rows(by_codes.scores, rows), bounds),
     }
     if len(held_out):
         category = vectors.thumbnails(["category"])["category"].to_numpy(zero_copy_only=False)
-        found = category[np.searchsorted(vectors.ids, hits.ids)]
+        found = category[np.searchsorted(vectors.ids, _rows(hits.ids, rows))]
         metrics["search_same_category_at_10"] = float((found == category[rows][:, None]).mean())
     return metrics
 
@@ -58,7 +61,12 @@ def exact_bounds(items: NDArray[np.float32], queries: NDArray[np.float32], k: in
     return bounds
 
 
-def recall(scores: NDArray[np.float32] | None, bounds: NDArray[np.float32]) -> float:
+def recall(scores: NDArray[np.float32], bounds: NDArray[np.float32]) -> float:
     """Share of results at least as near as the true k-th."""
-    assert scores is not None
     return float((scores >= bounds[:, None] - _ROUNDING).mean())
+
+
+def _rows(values: NDArray[T] | None, queries: NDArray[np.int64]) -> NDArray[T]:
+    """Results of all queries, of which each has as many, one row a query."""
+    assert values is not None
+    return values.reshape(len(queries), -1)

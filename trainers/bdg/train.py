@@ -137,7 +137,7 @@ def encode(vectors: Embeddings, chosen: NDArray[np.int64], fitted: Path, over_re
     """All files of the artifact in one folder."""
     function = hashing.Hashing.load(fitted / "hashing.safetensors")
     rows = vectors.vectors[chosen]
-    BinaryIndex(function.encode(rows), vectors.ids[chosen], rows, function, over_recall).write(out)
+    BinaryIndex.of(vectors.ids[chosen], rows, function, over_recall=over_recall).write(out)
 
 
 def _fingerprints(artifact: LocalArtifact) -> list[str]:

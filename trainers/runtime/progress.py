@@ -32,14 +32,16 @@ class Progress:
         self.job = job
         self.total = total
         self._step = 0
+        self._stage = ""
         self._metrics: dict[str, float] = {}
         self._view = _view(job, total)
         self._shown_at: float | None = None
         self._pending = False
 
-    def update(self, step: int, **metrics: float) -> None:
-        """Record that `step` steps are done; metrics stay shown until they are given anew."""
+    def update(self, step: int, *, stage: str | None = None, **metrics: float) -> None:
+        """Record that `step` steps are done; a stage's name and metrics stay shown until they are given anew."""
         self._step = step
+        self._stage = self._stage if stage is None else stage
         self._metrics.update(metrics)
         now = time.monotonic()
         self._pending = True
@@ -53,7 +55,7 @@ class Progress:
         self._view.close()
 
     def _show(self, now: float) -> None:
-        self._view.show(self._step, self._metrics)
+        self._view.show(self._step, self._stage, self._metrics)
         self._shown_at = now
         self._pending = False
 
@@ -87,7 +89,7 @@ def failed(job: str, error: Exception) -> None:
 class _View(Protocol):
     period_s: float
 
-    def show(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def show(self, step: int, stage: str, metrics: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -95,7 +97,7 @@ class _View(Protocol):
 class _Silent:
     period_s = float("inf")
 
-    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+    def show(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
         pass
 
     def close(self) -> None:
@@ -108,9 +110,9 @@ class _Json:
     def __init__(self, job: str, total: int | None) -> None:
         self._job, self._total = job, total
 
-    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+    def show(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
         line = {"job": self._job, "step": step, "total": self._total, "metrics": dict(metrics)}
-        print(json.dumps(line), flush=True)
+        print(json.dumps(line | ({"stage": stage} if stage else {})), flush=True)
 
     def close(self) -> None:
         pass
@@ -122,9 +124,9 @@ class _Plain:
     def __init__(self, job: str, total: int | None, stream: IO[str]) -> None:
         self._job, self._total, self._stream = job, total, stream
 
-    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+    def show(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
         of = "" if self._total is None else f"/{self._total}"
-        print(f"{self._job} {step}{of} {_words(metrics)}".rstrip(), file=self._stream, flush=True)
+        print(f"{self._job} {step}{of} {_words(stage, metrics)}".rstrip(), file=self._stream, flush=True)
 
     def close(self) -> None:
         pass
@@ -149,8 +151,8 @@ class _Bar:
         self._task = self._bar.add_task(job, total=total, metrics="")
         self._bar.start()
 
-    def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._bar.update(self._task, completed=step, metrics=_words(metrics))
+    def show(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
+        self._bar.update(self._task, completed=step, metrics=_words(stage, metrics))
 
     def close(self) -> None:
         self._bar.stop()
@@ -166,8 +168,8 @@ def _view(job: str, total: int | None) -> _View:
     return _Plain(job, total, sys.stderr)
 
 
-def _words(metrics: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {_figure(value)}" for name, value in metrics.items())
+def _words(stage: str, metrics: Mapping[str, float]) -> str:
+    return " ".join(filter(None, [stage, *(f"{name} {_figure(value)}" for name, value in metrics.items())]))
 
 
 def _figure(value: float) -> str:

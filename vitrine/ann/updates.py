@@ -115,14 +115,17 @@ def from_message(message: Attributes) -> dict[str, AttributeValue]:
         raise FieldError("attributes", f"{len(message.attributes)} of one item; at most {MAX_ATTRIBUTES} are taken")
     found: dict[str, AttributeValue] = {}
     for each in message.attributes:
-        if _NAME.fullmatch(each.name) is None:
-            raise FieldError(
-                "attributes", f"name {each.name[:100]!r}: use 1 to 64 of a-z, 0-9 and '_', a letter first"
-            )
+        check_name(each.name)
         if each.name in found:
             raise FieldError("attributes", f"{each.name} is there twice")
         found[each.name] = _value(each.name, each.value)
     return found
+
+
+def check_name(name: str) -> None:
+    """FieldError("attributes") for what is no name of an attribute."""
+    if _NAME.fullmatch(name) is None:
+        raise FieldError("attributes", f"name {name[:100]!r}: use 1 to 64 of a-z, 0-9 and '_', a letter first")
 
 
 def to_message(attributes: Mapping[str, AttributeValue]) -> Attributes:

@@ -1,0 +1,151 @@
+"""Which items may be results: conditions on ids and attributes, and the rows of a segment that meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrine.ann.attributes import Column, Value
+from vitrine.errors import FieldError
+
+if TYPE_CHECKING:
+    from vitrine.ann.segment import Segment
+
+Mask = NDArray[np.bool_]
+
+MAX_CONDITIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every one of these holds; of none: true."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Any:
+    """At least one of these holds; of none: false."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """This does not hold."""
+
+    filter: Filter
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The item is one of these."""
+
+    ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The attribute has one of these values; not for items without it."""
+
+    attribute: str
+    values: frozenset[Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The attribute, a number, is within the bounds given; not for items without it."""
+
+    attribute: str
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+
+Filter = All | Any | Not | Items | OneOf | Range
+
+
+def check(wanted: Filter, kinds: Mapping[str, str]) -> None:
+    """FieldError("filter") where it asks for an attribute that no item has, or in another kind's terms."""
+    for condition in _conditions(wanted):
+        if not isinstance(condition, OneOf | Range):
+            continue
+        kind = kinds.get(condition.attribute)
+        if kind is None:
+            there = ", ".join(sorted(kinds)) or "none"
+            raise FieldError("filter", f"no item has an attribute {condition.attribute!r}; there are: {there}")
+        if isinstance(condition, Range):
+            if kind == "text":
+                raise FieldError("filter", f"{condition.attribute} is text; ranges are of numbers")
+        else:
+            for value in condition.values:
+                if isinstance(value, str) != (kind == "text"):
+                    raise FieldError("filter", f"{condition.attribute} is {kind}, which {value!r} is not")
+
+
+def mask(wanted: Filter, segment: Segment) -> Mask:
+    """bool (n,): the rows of the segment that meet it. An attribute that the segment lacks, no item of it has."""
+    match wanted:
+        case All(filters):
+            found = np.ones(len(segment.ids), bool)
+            for each in filters:
+                found &= mask(each, segment)
+            return found
+        case Any(filters):
+            found = np.zeros(len(segment.ids), bool)
+            for each in filters:
+                found |= mask(each, segment)
+            return found
+        case Not(inner):
+            return ~mask(inner, segment)
+        case Items(ids):
+            found = np.zeros(len(segment.ids), bool)
+            found[segment.rows_of(np.fromiter(ids, np.uint64, len(ids)))[0]] = True
+            return found
+    column = segment.attributes.columns.get(wanted.attribute)
+    if column is None:
+        return np.zeros(len(segment.ids), bool)
+    found = _one_of(column, wanted) if isinstance(wanted, OneOf) else _within(column, wanted)
+    return found & column.present
+
+
+def _one_of(column: Column, wanted: OneOf) -> Mask:
+    values = list(wanted.values)
+    if column.kind == "text":
+        known = [column.ordinals[value] for value in values if value in column.ordinals]
+        return np.isin(column.values, np.array(known, np.int32))
+    return np.isin(column.values, np.array(values, np.float64 if column.kind == "number" else None))
+
+
+def _within(column: Column, wanted: Range) -> Mask:
+    values = column.values
+    found = np.ones(len(values), bool)
+    if wanted.at_least is not None:
+        found &= values >= wanted.at_least
+    if wanted.at_most is not None:
+        found &= values <= wanted.at_most
+    if wanted.above is not None:
+        found &= values > wanted.above
+    if wanted.below is not None:
+        found &= values < wanted.below
+    return found
+
+
+def _conditions(wanted: Filter) -> Iterator[Filter]:
+    """The filter and all inside it; FieldError where they are too many."""
+    open_, count = [wanted], 0
+    while open_:
+        one = open_.pop()
+        count += 1
+        if count > MAX_CONDITIONS:
+            raise FieldError("filter", f"has more than {MAX_CONDITIONS} conditions; use `one_of` for many values")
+        yield one
+        if isinstance(one, All | Any):
+            open_ += one.filters
+        elif isinstance(one, Not):
+            open_.append(one.filter)
