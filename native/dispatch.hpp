@@ -35,31 +35,18 @@ struct GraphView {
   size_t entry_count, entry_stride;
 };
 
-// The nodes that one walk has seen: an open-addressed table that stays in the nearest caches, where an array over all
-// nodes would miss them at every look. `mask` is its size less one; UINT32_MAX is an empty slot.
-struct SeenTable {
-  uint32_t* slots;
-  size_t mask, count;
-  void* owner;
-};
-
-// Where a node's search in the table begins, before the mask.
-inline size_t seen_slot(uint32_t node) { return node * 0x9e3779b1u >> 7; }
-
 // Walks interleaved at most.
 inline constexpr size_t max_turns = 16;
 
-// The memory of one walk: list [most + 1], pending and entries [degree], distances [entry_stride], packed [words * packed_parts].
+// The memory of one walk: list [most + 1], pending and entries [degree], distances [entry_stride],
+// packed [words * packed_parts], seen [seen_slots], a power of two.
 struct WalkSpace {
   uint64_t *list, *entries;
   uint32_t* pending;
   uint16_t* distances;
   uint64_t* packed;
-  SeenTable seen;
-  // The table emptied, of at least `slots` slots; then twice as large, with what it holds. These allocate, so they are
-  // plain code.
-  void (*clear)(SeenTable& seen, size_t slots);
-  void (*grow)(SeenTable& seen);
+  uint32_t* seen;
+  size_t seen_slots;
 };
 
 // `count` queries ([count][words]), `ef` nodes kept of each; `turns` walks are interleaved, each with a space of its own.
