@@ -1,5 +1,7 @@
 """What the tests of visual search share: small embeddings with an encoder of their own, and indexes over them."""
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vitrine.ann import embeddings, hashing
-from vitrine.ann.index import BinaryIndex
+from vitrine.ann.attributes import Attributes
+from vitrine.ann.build import Parameters
+from vitrine.ann.index import BinaryIndex, View
 from vitrine.ann.pictures import SIDE
 from vitrine.ann.segment import Segment
 from vitrine.artifacts import ArtifactStore, Manifest
@@ -81,3 +85,13 @@ def publish_index(
     scratch.mkdir(parents=True, exist_ok=True)
     small_index(seed, **options).write(scratch)
     return store.publish("binary-index", scratch, schema=1, parents={"embeddings": parent.version})
+
+
+def live_base(items: Mapping[int, NDArray[np.float32]], *, seed: int = 0, bits: int = 64) -> BinaryIndex:
+    """An index of these items (id -> unit vector) with a graph, their codes by a hash function of this seed."""
+    ids = np.array(sorted(items), np.uint64)
+    vectors = np.stack([items[int(item)] for item in ids])
+    function = hashing.fit(unit_vectors(seed, 4 * bits, vectors.shape[1]), bits, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        segment = Segment.build(ids, vectors, function, Attributes.none(len(ids)), Parameters(), Path(folder))
+    return BinaryIndex(function, (View(segment),), 10)

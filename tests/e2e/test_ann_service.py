@@ -12,12 +12,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from ann_kit import FIRST_ID, publish_embeddings, publish_index, small_index, unit_vectors
+from ann_kit import FIRST_ID, publish_embeddings, publish_index, segment_of, small_index, unit_vectors
 from matching_live import Service, wait_for
 from PIL import Image
 
 from vitrine.ann import pictures
 from vitrine.ann.encoder import Encoder
+from vitrine.ann.index import Options
 from vitrine.api.ann.v1 import ann_pb2, ann_pb2_grpc
 from vitrine.artifacts import ArtifactStore
 from vitrine.client import (
@@ -107,25 +108,25 @@ def test_it_serves_once_an_index_is_published_and_not_before(running):
 def test_vectors_codes_and_pictures_find_what_the_library_finds(serving):
     index, asked = small_index(0), unit_vectors(1, 7, DIM)
     answer = serving.client.search(5 * asked, k=12, over_recall=3)
-    expected = index.search_vectors(asked, 12, 3)
+    expected = index.search_vectors(asked, Options(12, 3))
     assert answer.version == serving.versions[0]
-    assert np.array_equal(np.stack(answer.ids), expected.ids)
-    assert np.array_equal(np.stack(answer.distances), expected.distances)
-    assert np.abs(np.stack(answer.scores) - expected.scores).max() < 1e-6
+    assert np.array_equal(np.concatenate(answer.ids), expected.ids)
+    assert np.array_equal(np.concatenate(answer.distances), expected.distances)
+    assert np.abs(np.concatenate(answer.scores) - expected.scores).max() < 1e-6
 
     codes = np.ascontiguousarray(index.hashing.encode(asked).T)
     answer = serving.client.search(codes=codes, k=12)
-    expected = index.search_codes(codes, 12)
+    expected = index.search_codes(codes, Options(12))
     assert answer.scores is None
-    assert np.array_equal(np.stack(answer.ids), expected.ids)
-    assert np.array_equal(np.stack(answer.distances), expected.distances)
+    assert np.array_equal(np.concatenate(answer.ids), expected.ids)
+    assert np.array_equal(np.concatenate(answer.distances), expected.distances)
 
     answer = serving.client.search(picture=picture(), k=3)
     vector = Encoder(serving.scratch / "embeddings-0" / "encoder.onnx").encode(pictures.load(picture())[None])
-    assert np.array_equal(answer.ids[0], index.search_vectors(vector, 3).ids[0])
+    assert np.array_equal(answer.ids[0], index.search_vectors(vector, Options(3)).ids)
 
     assert len(serving.client.search(asked, k=1000).ids[0]) == 500
-    for stage in ("decode", "encode", "scan", "rerank"):
+    for stage in ("decode", "encode", "graph", "rerank"):
         assert f'stage="{stage}"' in metrics_page(serving)
 
 
@@ -188,7 +189,7 @@ def test_a_search_ends_when_its_deadline_passes(serving):
 
 def test_versions_are_swapped_under_load_without_a_failed_request(serving):
     asked, stop = unit_vectors(1, 3, DIM), threading.Event()
-    expected = {serving.versions[0]: small_index(0).search_vectors(asked, 10).ids}
+    expected = {serving.versions[0]: small_index(0).search_vectors(asked, Options(10)).ids}
     answers: list[tuple[str, bool]] = []
     failures: list[Exception] = []
 
@@ -199,7 +200,7 @@ def test_versions_are_swapped_under_load_without_a_failed_request(serving):
                     if kind == "vectors":
                         answer = client.search(asked, k=10)
                         right = answer.version in expected and np.array_equal(
-                            np.stack(answer.ids), expected[answer.version]
+                            np.concatenate(answer.ids), expected[answer.version]
                         )
                         answers.append((answer.version, right))
                     else:
@@ -212,14 +213,14 @@ def test_versions_are_swapped_under_load_without_a_failed_request(serving):
         thread.start()
     try:
         for seed in (1, 2, 3):
-            following = small_index(seed).search_vectors(asked, 10).ids
+            following = small_index(seed).search_vectors(asked, Options(10)).ids
             parent = publish_embeddings(serving.store, serving.scratch / f"e{seed}", seed=seed)
             serving.scratch.joinpath(f"i{seed}").mkdir()
             small_index(seed).write(serving.scratch / f"i{seed}")
             version = serving.store.publish(
                 "binary-index",
                 serving.scratch / f"i{seed}",
-                schema=1,
+                schema=2,
                 parents={"embeddings": parent.version},
                 ref=None,
             ).version
@@ -239,12 +240,12 @@ def test_versions_are_swapped_under_load_without_a_failed_request(serving):
 
 
 def cut_codes(store: ArtifactStore, version: str) -> None:
-    file = Path(store.root) / f"t.binary-index/{version}/codes.npy"
+    file = Path(store.root) / f"t.binary-index/{version}/shard-00000/codes.npy"
     file.write_bytes(file.read_bytes()[:-8])
 
 
 def flip_a_bit(store: ArtifactStore, version: str) -> None:
-    file = Path(store.root) / f"t.binary-index/{version}/vectors.npy"
+    file = Path(store.root) / f"t.binary-index/{version}/shard-00000/vectors.npy"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -267,7 +268,7 @@ def test_a_bad_version_is_refused_and_the_old_one_serves_on(serving):
         folder.mkdir()
         index.write(folder)
         version = serving.store.publish(
-            "binary-index", folder, schema=1, parents={"embeddings": parent.version}, ref=None
+            "binary-index", folder, schema=2, parents={"embeddings": parent.version}, ref=None
         ).version
         damage(serving.store, version)
         serving.store.set_ref("binary-index", version)
@@ -279,18 +280,18 @@ def test_a_bad_version_is_refused_and_the_old_one_serves_on(serving):
         small_index(5, **options.pop("index", {})).write(folder)
         change(folder)
         serving.store.publish(
-            "binary-index", folder, **{"schema": 1, "parents": {"embeddings": parent.version}} | options
+            "binary-index", folder, **{"schema": 2, "parents": {"embeddings": parent.version}} | options
         )
 
-    publish("future", lambda folder: None, schema=2)
+    publish("future", lambda folder: None, schema=3)
     refused(count := count + 1)
     publish("orphan", lambda folder: None, parents={})
     refused(count := count + 1)
-    publish("mixed", lambda folder: np.save(folder / "codes.npy", small_index(6).codes))
+    publish("mixed", lambda folder: np.save(folder / "shard-00000/codes.npy", segment_of(small_index(6)).codes))
     refused(count := count + 1)
     publish("other dim", lambda folder: None, index={"dim": DIM * 2})
     refused(count := count + 1)
-    publish("pickle", lambda folder: np.save(folder / "ids.npy", np.array([{}]), allow_pickle=True))
+    publish("pickle", lambda folder: np.save(folder / "shard-00000/ids.npy", np.array([{}]), allow_pickle=True))
     refused(count := count + 1)
 
     serving.store.set_ref("binary-index", serving.versions[0])  # rolled back to what is served on

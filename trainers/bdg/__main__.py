@@ -2,6 +2,6 @@
 
 import typer
 
-from trainers.bdg.train import main
+from trainers.bdg.command import main
 
 typer.run(main)

@@ -116,16 +116,16 @@ class Items:
 class View:
     """A segment as one generation shows it.
 
-    dead: bool (n,), items that are not in the index any more; None where all are
+    alive: its rows that are items of the index; None where all are
     """
 
     segment: Segment
-    dead: NDArray[np.bool_] | None = None
+    alive: Allowed | None = None
 
     @cached_property
     def items(self) -> int:
-        """Items that are not dead."""
-        return len(self.segment.ids) - (0 if self.dead is None else int(np.count_nonzero(self.dead)))
+        """Items of the index in it."""
+        return len(self.segment.ids) if self.alive is None else self.alive.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +257,8 @@ class BinaryIndex:
         rows, views = np.zeros(len(ids), np.int64), np.full(len(ids), -1)
         for number, view in enumerate(self.segments):
             here, places = view.segment.rows_of(ids)
-            if view.dead is not None:
-                alive = ~view.dead[here]
+            if view.alive is not None:
+                alive = view.alive.rows[here]
                 here, places = here[alive], places[alive]
             rows[places], views[places] = here, number
         vectors = np.empty((len(ids), self.dim), np.float32)
@@ -273,7 +273,7 @@ class BinaryIndex:
     def matching(self, wanted: Filter) -> Ids:
         """Ids of all items that a filter holds for, ascending. Raises FieldError("filter")."""
         filters.check(wanted, self.kinds)
-        allowed = [view.segment.allowed(wanted, view.dead) for view in self.segments]
+        allowed = [view.segment.allowed(wanted, view.alive) for view in self.segments]
         found = [view.segment.ids[each.rows] for view, each in zip(self.segments, allowed, strict=True) if each]
         return np.sort(np.concatenate(found)) if found else np.empty(0, np.uint64)
 
@@ -315,7 +315,7 @@ class BinaryIndex:
     def write(self, folder: Path) -> None:
         """The files of an artifact of one shard; of an index of one segment with nothing dead."""
         (view,) = self.segments
-        if view.dead is not None:
+        if view.alive is not None:
             raise ValueError("an index with dead items cannot be written")
         write_meta(folder, self.hashing, over_recall=self.over_recall, ef=self.ef)
         (folder / shard_folder(0)).mkdir()
@@ -347,7 +347,7 @@ class BinaryIndex:
     ) -> Hits:
         """One block of queries; those whose candidates gave too few results look at more, each by itself."""
         assert options.over_recall is not None
-        allowed = [view.segment.allowed(options.filter, view.dead) for view in self.segments]
+        allowed = [view.segment.allowed(options.filter, view.alive) for view in self.segments]
         total = sum(
             len(view.segment.ids) if each is None else each.count
             for view, each in zip(self.segments, allowed, strict=True)

@@ -73,14 +73,16 @@ class SegmentGraph:
 class Allowed:
     """Rows of a segment that may be results.
 
-    rows:  bool (n,)
-    count: how many are
-    nodes: bool (nodes,), nodes that have one of them; None without a graph
+    rows:     bool (n,)
+    count:    how many are
+    nodes:    bool (nodes,), nodes that have one of them; None without a graph
+    filtered: those of them that meet a filter
     """
 
     rows: Mask
     count: int
     nodes: Mask | None
+    filtered: dict[Filter, Allowed] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def ordered(self) -> Rows:
@@ -121,9 +123,7 @@ class Segment:
     vectors: Floats
     attributes: Attributes
     graph: SegmentGraph | None = None
-    _masks: dict[tuple[Filter | None, int], tuple[Allowed, Mask | None]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _masks: dict[Filter, Allowed] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def ascending(self) -> bool:
@@ -140,26 +140,29 @@ class Segment:
         rows = at[places]
         return (rows if order is None else order[rows]), places
 
-    def allowed(self, wanted: Filter | None, dead: Mask | None) -> Allowed | None:
-        """Rows that meet a filter and are not dead; None where all are. Kept for the same filter and `dead`."""
-        if wanted is None and dead is None:
-            return None
-        key = (wanted, id(dead))
-        kept = self._masks.get(key)
-        if kept is not None:
-            return kept[0]
-        rows = np.ones(len(self.ids), bool) if wanted is None else filters.mask(wanted, self)
-        if dead is not None:
-            rows &= ~dead
+    def allowed(self, wanted: Filter | None, alive: Allowed | None) -> Allowed | None:
+        """Rows that meet a filter and are alive; None where all are. Kept with the segment, or with `alive`."""
+        if wanted is None:
+            return alive
+        kept = self._masks if alive is None else alive.filtered
+        made = kept.get(wanted)
+        if made is not None:
+            return made
+        if alive is None:
+            rows = filters.mask(wanted, self)
+        else:
+            of_all = self.allowed(wanted, None)
+            assert of_all is not None
+            rows = of_all.rows & alive.rows
         nodes = None
         if self.graph is not None:
             by_node = rows[self.graph.node_items]
             one_each = self.graph.nodes == len(rows)
             nodes = by_node if one_each else np.logical_or.reduceat(by_node, self.graph.starts[:-1])
         made = Allowed(rows, int(np.count_nonzero(rows)), nodes)
-        if len(self._masks) >= _MASKS:
-            self._masks.clear()
-        self._masks[key] = made, dead  # which stays alive with it, so that no other array gets its id
+        if len(kept) >= _MASKS:
+            kept.clear()
+        kept[wanted] = made
         return made
 
     def nearest(
