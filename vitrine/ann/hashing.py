@@ -129,7 +129,7 @@ class Hashing:
             raise ValueError(f"{file}: is not a hash function: {error}") from error
 
 
-def fit(vectors: Floats, bits: int, *, method: str = "turns", dims: int = 0, seed: int = 0) -> Hashing:
+def fit(vectors: Floats, bits: int = 512, *, method: str = "turns", dims: int = 0, seed: int = 0) -> Hashing:
     """Hash function of `bits` bits for unit vectors like the sample float32 (n, dim).
 
     method: "turns", "itq", "lph" or "signs"
