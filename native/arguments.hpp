@@ -22,6 +22,8 @@ template <class T>
 constexpr const char* dtype_name() {
   if constexpr (std::is_same_v<T, bool>) return "bool";
   if constexpr (std::is_same_v<T, float>) return "float32";
+  if constexpr (std::is_same_v<T, int32_t>) return "int32";
+  if constexpr (std::is_same_v<T, uint8_t>) return "uint8";
   if constexpr (std::is_same_v<T, uint16_t>) return "uint16";
   if constexpr (std::is_same_v<T, uint32_t>) return "uint32";
   if constexpr (std::is_same_v<T, uint64_t>) return "uint64";

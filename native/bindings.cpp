@@ -15,6 +15,7 @@
 #include "hamming.hpp"
 #include "match.hpp"
 #include "murmur2.hpp"
+#include "rerank.hpp"
 
 using namespace nanobind::literals;
 
@@ -372,6 +373,144 @@ class Graph {
   GraphView view_{};
 };
 
+// The flips of a turn, for vectors of `dim` dimensions.
+size_t checked_width(const char* name, const Input<float>& flips, size_t dim) {
+  const size_t width = (dim + coarse_group - 1) / coarse_group * coarse_group;
+  if (dim == 0 || width > size_t{1} << 16) {
+    bad_value(std::string(name) + ": expected 1 to 65,536 dimensions, got " + std::to_string(dim));
+  }
+  flips.expect({2, width}, "two rounds, as wide as the vectors up to a multiple of 64");
+  return width;
+}
+
+nb::object py_hash_encode(nb::object vectors_, nb::object mean_, nb::object rotation_, nb::object flips_,
+                          std::optional<std::string> kernel) {
+  const Input<float> vectors("vectors", vectors_, 2), mean("mean", mean_, 1), rotation("rotation", rotation_, 2);
+  const Input<int32_t> flips("flips", flips_, 3);
+  const size_t n = vectors.shape(0), dim = mean.size(), stride = rotation.shape(1), width = flips.shape(1);
+  const size_t blocks = flips.shape(2), size = width * blocks;
+  vectors.expect({n, dim}, "as wide as mean");
+  rotation.expect({dim, stride}, "as high as mean");
+  flips.expect({hash_rounds, width, blocks}, "three rounds");
+  if (stride % 32) bad_value("rotation: expected a multiple of 32 columns, got " + std::to_string(stride));
+  if (!std::has_single_bit(width) || width < 64 || width > 1024 || stride > width || blocks == 0) {
+    bad_value("flips: expected a width that is a power of two from 64 to 1,024, at least rotation's columns");
+  }
+  const Kernels& kernels = kernels_of(kernel);
+  Output<uint64_t> codes("vectors", {size / 64, n});
+  {
+    const nb::gil_scoped_release released;
+    const int grid = 29 - (3 * std::countr_zero(width) + 1) / 2;  // 3 * 2^grid * width^1.5 is below 2^31
+    const HashView hash{rotation.data(), flips.data(), dim, stride, width, blocks, std::ldexp(1.0, grid)};
+    std::vector<double> centred(dim), sums(stride);
+    std::vector<uint32_t> turned(size);
+    std::vector<uint64_t> code(size / 64);
+    for (size_t i = 0; i < n; ++i) {
+      for (size_t j = 0; j < dim; ++j) centred[j] = on_grid(vectors[i * dim + j]) - on_grid(mean[j]);
+      kernels.hash_code(hash, centred.data(), sums.data(), turned.data(), code.data());
+      for (size_t word = 0; word < code.size(); ++word) codes.data()[word * n + i] = code[word];
+    }
+  }
+  return codes.take();
+}
+
+nb::tuple py_coarse_encode(nb::object vectors_, nb::object flips_, int64_t bits_) {
+  const Input<float> vectors("vectors", vectors_, 2), flips("flips", flips_, 2);
+  const size_t n = vectors.shape(0), dim = vectors.shape(1), width = checked_width("vectors", flips, dim);
+  if (bits_ != 4 && bits_ != 8) bad_value("bits: expected 4 or 8, got " + std::to_string(bits_));
+  const auto bits = static_cast<size_t>(bits_);
+  Output<uint8_t> codes("vectors", {n, width * bits / 8});
+  Output<float> factors("vectors", {n});
+  {
+    const nb::gil_scoped_release released;
+    Turn turn(dim, width, flips.data());
+    for (size_t i = 0; i < n; ++i) {
+      turn(vectors.data() + i * dim);
+      quantize(turn, bits, codes.data() + i * (width * bits / 8), factors.data() + i);
+    }
+  }
+  return nb::make_tuple(codes.take(), factors.take());
+}
+
+// Candidates whose rows are below n up to each query's first unused place.
+Candidates checked_candidates(const Input<float>& queries, const Input<uint32_t>& rows, size_t n) {
+  const size_t count = queries.shape(0), pool = rows.shape(1);
+  rows.expect({count, pool}, "one row a query");
+  const Candidates in{queries.data(), count, queries.shape(1), rows.data(), pool};
+  for (size_t q = 0; q < count; ++q) {
+    for (size_t i = 0, used = in.used(q); i < used; ++i) {
+      if (rows[q * pool + i] >= n) {
+        bad_value("rows: entry " + std::to_string(i) + " of query " + std::to_string(q) + " is " +
+                  std::to_string(rows[q * pool + i]) + ", but there are " + std::to_string(n));
+      }
+    }
+  }
+  return in;
+}
+
+template <class Make>
+nb::tuple best_of(const Candidates& in, size_t k, size_t threads, const Make& make) {
+  Output<uint32_t> rows("k", {in.count, k});
+  Output<float> scores("k", {in.count, k});
+  {
+    const nb::gil_scoped_release released;
+    best_candidates(in, k, threads, make, rows.data(), scores.data());
+  }
+  return nb::make_tuple(rows.take(), scores.take());
+}
+
+// Re-rank codes and candidates, checked.
+struct CoarseArguments {
+  CoarseArguments(nb::object codes_, nb::object factors_, nb::object flips_, nb::object queries_, nb::object rows_)
+      : codes("codes", codes_, 2), factors("factors", factors_, 1), flips("flips", flips_, 2),
+        queries("queries", queries_, 2), rows("rows", rows_, 2) {
+    const size_t n = factors.size(), width = checked_width("queries", flips, queries.shape(1));
+    view = {codes.data(), factors.data(), width, codes.shape(1) == width ? size_t{8} : size_t{4}};
+    codes.expect({n, width * view.bits / 8}, "one row a factor, of 4 or 8 bits a dimension");
+    in = checked_candidates(queries, rows, n);
+  }
+  Input<uint8_t> codes;
+  Input<float> factors, flips, queries;
+  Input<uint32_t> rows;
+  CoarseView view{};
+  Candidates in{};
+};
+
+nb::object py_coarse_scores(nb::object codes, nb::object factors, nb::object flips, nb::object queries,
+                            nb::object rows, int64_t threads_, std::optional<std::string> kernel) {
+  const CoarseArguments given(codes, factors, flips, queries, rows);
+  const size_t threads = positive("threads", threads_), pool = given.in.pool;
+  const Kernels& kernels = kernels_of(kernel);
+  Output<float> scores("rows", {given.in.count, pool});
+  {
+    const nb::gil_scoped_release released;
+    for_each_query(
+        given.in, threads, [&] { return CoarseScorer(kernels, given.view, given.flips.data(), given.in); },
+        [&](CoarseScorer& scorer, size_t q, size_t used) { scorer(q, used, scores.data() + q * pool); });
+  }
+  return scores.take();
+}
+
+nb::tuple py_coarse_topk(nb::object codes, nb::object factors, nb::object flips, nb::object queries, nb::object rows,
+                         int64_t k, int64_t threads, std::optional<std::string> kernel) {
+  const CoarseArguments given(codes, factors, flips, queries, rows);
+  const Kernels& kernels = kernels_of(kernel);
+  return best_of(given.in, positive("k", k), positive("threads", threads),
+                 [&] { return CoarseScorer(kernels, given.view, given.flips.data(), given.in); });
+}
+
+nb::tuple py_vector_topk(nb::object vectors_, nb::object queries_, nb::object rows_, int64_t k, int64_t threads,
+                         std::optional<std::string> kernel) {
+  const Input<float> vectors("vectors", vectors_, 2), queries("queries", queries_, 2);
+  const Input<uint32_t> rows("rows", rows_, 2);
+  const size_t n = vectors.shape(0);
+  queries.expect({queries.shape(0), vectors.shape(1)}, "as wide as vectors");
+  const Candidates in = checked_candidates(queries, rows, n);
+  const Kernels& kernels = kernels_of(kernel);
+  return best_of(in, positive("k", k), positive("threads", threads),
+                 [&] { return VectorScorer(kernels, vectors.data(), n, in); });
+}
+
 nb::object py_murmur2_decimal(nb::object ids_) {
   const Input<uint64_t> ids("ids", ids_, 1);
   Output<uint32_t> out("ids", {ids.size()});
@@ -465,6 +604,28 @@ NB_MODULE(_native, m) {
       .def("missing_edges", &Graph::missing_edges, "ef"_a, nb::kw_only(), "kernel"_a = nb::none(),
            "Edges (m, 2) uint32, source and target, without which the entries do not lead to every node; each source\n"
            "is one of the `ef` nearest to its target that has an unused slot, where there is one.");
+  m.def("hash_encode", &py_hash_encode, "vectors"_a.none(), "mean"_a.none(), "rotation"_a.none(), "flips"_a.none(),
+        nb::kw_only(), "kernel"_a = nb::none(),
+        "Codes of unit vectors by stacked rotations of their principal directions (vitrine.ann.hashing).\n\n"
+        "vectors: (n, dim), mean: (dim,), rotation: (dim, kept), all float32 and multiples of 2^-24, kept a multiple of\n"
+        "32; flips: (3, width, blocks) int32, 0 or -1 where the sign turns, width a power of two from kept on.\n"
+        "Returns (width * blocks / 64, n) uint64, word-major.");
+  m.def("coarse_encode", &py_coarse_encode, "vectors"_a.none(), "flips"_a.none(), "bits"_a,
+        "Re-rank codes of vectors (vitrine.ann.coarse).\n\n"
+        "vectors: (n, dim) float32, none of them zero; flips: (2, width) float32, 1 or -1, width being dim up to a\n"
+        "multiple of 64; bits: 4 or 8. Returns codes (n, width * bits / 8) uint8 and factors (n,) float32.");
+  m.def("coarse_scores", &py_coarse_scores, "codes"_a.none(), "factors"_a.none(), "flips"_a.none(), "queries"_a.none(),
+        "rows"_a.none(), "threads"_a = 1, nb::kw_only(), "kernel"_a = nb::none(),
+        "Estimated inner products of queries (q, dim) float32 with the rows (q, p) uint32 of what `coarse_encode`\n"
+        "returned. A query's rows end at 2^32 - 1. Returns (q, p) float32, 0 beyond that.");
+  m.def("coarse_topk", &py_coarse_topk, "codes"_a.none(), "factors"_a.none(), "flips"_a.none(), "queries"_a.none(),
+        "rows"_a.none(), "k"_a, "threads"_a = 1, nb::kw_only(), "kernel"_a = nb::none(),
+        "The k of each query's rows with the best `coarse_scores`: rows uint32 and scores float32, both (q, k), best\n"
+        "first, equal scores by row; 2^32 - 1 and 0 where there are fewer.");
+  m.def("vector_topk", &py_vector_topk, "vectors"_a.none(), "queries"_a.none(), "rows"_a.none(), "k"_a,
+        "threads"_a = 1, nb::kw_only(), "kernel"_a = nb::none(),
+        "The k of each query's rows with the greatest inner product of real vectors (n, dim) float32, as `coarse_topk`.\n"
+        "A product's elements are summed in the order of `tower_pctr`.");
   m.def("murmur2_decimal", &py_murmur2_decimal, "ids"_a.none(),
         "Kafka's murmur2 of each id's decimal digits: (n,) uint64 -> (n,) uint32.");
 }

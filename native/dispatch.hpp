@@ -35,31 +35,18 @@ struct GraphView {
   size_t entry_count, entry_stride;
 };
 
-// The nodes that one walk has seen: an open-addressed table that stays in the nearest caches, where an array over all
-// nodes would miss them at every look. `mask` is its size less one; UINT32_MAX is an empty slot.
-struct SeenTable {
-  uint32_t* slots;
-  size_t mask, count;
-  void* owner;
-};
-
-// Where a node's search in the table begins, before the mask.
-inline size_t seen_slot(uint32_t node) { return node * 0x9e3779b1u >> 7; }
-
 // Walks interleaved at most.
 inline constexpr size_t max_turns = 16;
 
-// The memory of one walk: list [most + 1], pending and entries [degree], distances [entry_stride], packed [words * packed_parts].
+// The memory of one walk: list [most + 1], pending and entries [degree], distances [entry_stride],
+// packed [words * packed_parts], seen [seen_slots], a power of two.
 struct WalkSpace {
   uint64_t *list, *entries;
   uint32_t* pending;
   uint16_t* distances;
   uint64_t* packed;
-  SeenTable seen;
-  // The table emptied, of at least `slots` slots; then twice as large, with what it holds. These allocate, so they are
-  // plain code.
-  void (*clear)(SeenTable& seen, size_t slots);
-  void (*grow)(SeenTable& seen);
+  uint32_t* seen;
+  size_t seen_slots;
 };
 
 // `count` queries ([count][words]), `ef` nodes kept of each; `turns` walks are interleaved, each with a space of its own.
@@ -81,6 +68,28 @@ struct WalkOutput {
 inline constexpr size_t block_rows = 64;
 // Queries of a tile of `Kernels::nearest`: 4, or 2 or 1 for what is left.
 inline constexpr size_t nearest_tile_size = 4;
+
+// Levels that a row of re-rank codes is padded to a multiple of.
+inline constexpr size_t coarse_group = 64;
+
+// Re-rank codes: rows of `width` levels of 4 or 8 bits, and what a product with each row is multiplied by.
+struct CoarseView {
+  const uint8_t* codes;
+  const float* factors;
+  size_t width, bits;
+};
+
+// Rounds of flips and transforms of a hash function.
+inline constexpr size_t hash_rounds = 3;
+
+// A hash function of stacked rotations: rotation is [dim][stride], stride a multiple of 32 with zeros beyond the
+// directions; flips [rounds][width][blocks], 0 or -1, width a power of two from 64 on.
+struct HashView {
+  const float* rotation;
+  const int32_t* flips;
+  size_t dim, stride, width, blocks;
+  double scale;  // what projections are multiplied by before they are rounded
+};
 
 struct Kernels {
   const char* name;
@@ -119,6 +128,17 @@ struct Kernels {
   // to a multiple of 8; ad_vecs is [ad_count][d].
   void (*pctr)(float user_bias, const float* user, const uint32_t* ads, size_t n, const float* ad_bias,
                const float* ad_vecs, size_t ad_count, size_t d, float* out);
+
+  // products[i] = <query, the integers of row rows[i]>, for a query int16 [width].
+  void (*coarse_products)(const CoarseView& coarse, const int16_t* query, const uint32_t* rows, size_t count,
+                          int32_t* products);
+  // products[i] = <query, vectors[rows[i]]> summed as in `pctr`; vectors is [n][dim], the query padded with zeros to a
+  // multiple of 8.
+  void (*vector_products)(const float* vectors, size_t n, size_t dim, const float* query, const uint32_t* rows,
+                          size_t count, float* products);
+
+  // The code of a centred vector, of width * blocks bits; sums [stride] and turned [width * blocks] are scratch.
+  void (*hash_code)(const HashView& hash, const double* centred, double* sums, uint32_t* turned, uint64_t* code);
 };
 
 extern const Kernels portable_kernels;

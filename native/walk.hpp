@@ -31,7 +31,7 @@ class Walk {
     number_ = number;
     scored_ = 0;
     length_ = next_ = waiting_ = permitted_ = 0;
-    space_.clear(space_.seen, 32 * ef_);
+    std::memset(space_.seen, 0xff, space_.seen_slots * sizeof *space_.seen);
     for (size_t word = 0; word < graph_.words; ++word) Isa::pack(query[word], space_.packed + word * Isa::parts);
     const ScanBlock block{graph_.entry_codes, graph_.entry_stride, graph_.words, 0, graph_.entry_count};
     constexpr size_t starts = 8;
@@ -41,7 +41,7 @@ class Walk {
     nearest_tile<Isa, 1>(block, space_.packed, &skip, ef_ < starts ? ef_ : starts, space_.distances, best, &found);
     for (size_t i = 0; i < found; ++i) {
       const uint32_t node = graph_.entries[best[i] & 0xffff];
-      if (add(node)) offer(static_cast<uint64_t>(best[i] >> 16) << 33 | static_cast<uint64_t>(node) << 1);
+      if (fresh(node)) offer(static_cast<uint64_t>(best[i] >> 16) << 33 | static_cast<uint64_t>(node) << 1);
     }
     choose();
   }
@@ -86,9 +86,11 @@ class Walk {
   void expand() {
     const uint32_t* row = graph_.edges + chosen_ * graph_.degree;
     for (size_t i = 0; i < graph_.degree && row[i] != UINT32_MAX; ++i) {
-      if (!add(row[i])) continue;
-      space_.pending[waiting_++] = row[i];
-      const auto* code = reinterpret_cast<const char*>(graph_.codes + row[i] * words());
+      space_.pending[waiting_] = row[i];
+      waiting_ += fresh(row[i]);
+    }
+    for (size_t i = 0; i < waiting_; ++i) {
+      const auto* code = reinterpret_cast<const char*>(graph_.codes + space_.pending[i] * words());
       for (size_t byte = 0; byte < words() * 8; byte += 64) __builtin_prefetch(code + byte);
     }
   }
@@ -111,27 +113,22 @@ class Walk {
 
   // Entries are distance << 33 | node << 1 | expanded, so that their order is (distance, node).
   void offer(uint64_t entry) {
-    if (permitted_ == ef_ || length_ == most_) {
-      if (entry >= list_[length_ - 1]) return;
-      if (length_ == most_ || allowed(entry)) permitted_ -= allowed(list_[--length_]);
+    const bool full = permitted_ == ef_ || length_ == most_;
+    if (full && entry >= list_[length_ - 1]) return;
+    const uint64_t* low = list_;
+    for (size_t left = length_; left > 0;) {  // the first above the entry, without a branch
+      const size_t half = left / 2;
+      const bool above = low[half] > entry;
+      low = above ? low : low + half + 1;
+      left = above ? half : left - half - 1;
     }
+    const auto at = static_cast<size_t>(low - list_);
+    // A node that the table forgot comes a second time.
+    if ((at > 0 && list_[at - 1] == entry) || (at < length_ && list_[at] == (entry | 1))) return;
+    if (full && (length_ == most_ || allowed(entry))) permitted_ -= allowed(list_[--length_]);
     permitted_ += allowed(entry);
-    size_t at = length_++;
-    if (at > 64 && list_[at - 32] > entry) {  // far from the end: found by halving, moved at once
-      size_t low = 0, high = at - 32;
-      while (low < high) {
-        const size_t middle = (low + high) / 2;
-        if (list_[middle] > entry) {
-          high = middle;
-        } else {
-          low = middle + 1;
-        }
-      }
-      std::memmove(list_ + low + 1, list_ + low, (at - low) * sizeof entry);
-      at = low;
-    } else {
-      for (; at > 0 && list_[at - 1] > entry; --at) list_[at] = list_[at - 1];
-    }
+    std::memmove(list_ + at + 1, list_ + at, (length_ - at) * sizeof entry);
+    ++length_;
     list_[at] = entry;
     if (at < next_) next_ = at;
     if (allowed_ && permitted_ == ef_) {  // what is farther than the last allowed one can lead to no result
@@ -139,17 +136,13 @@ class Walk {
     }
   }
 
-  // Whether `node` was not seen before.
-  bool add(uint32_t node) {
-    SeenTable& seen = space_.seen;
-    size_t at = seen_slot(node) & seen.mask;
-    while (seen.slots[at] != UINT32_MAX) {
-      if (seen.slots[at] == node) return false;
-      at = (at + 1) & seen.mask;
-    }
-    seen.slots[at] = node;
-    if (++seen.count * 2 > seen.mask) space_.grow(seen);
-    return true;
+  // Whether `node` was not seen before, as far as its slot remembers; notes it there. A slot holds one node, the last:
+  // to look is one load and no branch, and what was forgotten is scored again and found to be in the list already.
+  bool fresh(uint32_t node) {
+    uint32_t& slot = space_.seen[(node * 0x9e3779b1u >> 7) & (space_.seen_slots - 1)];
+    const bool fresh = slot != node;
+    slot = node;
+    return fresh;
   }
 
   const GraphView& graph_;

@@ -116,6 +116,32 @@ struct Isa {
     for (size_t word = 0; word < stop; ++word) sum += static_cast<uint64_t>(__builtin_popcountll(a[word] ^ b[word]));
     return static_cast<uint32_t>(sum);
   }
+
+  // Sums of 16-bit products by pairs.
+  using Products = __m256i;
+  static Products none() { return _mm256_setzero_si256(); }
+  static Products add(Products sum, __m256i levels, const int16_t* query) {
+    return _mm256_add_epi32(sum,
+                            _mm256_madd_epi16(levels, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(query))));
+  }
+  static __m128i load_bytes(const uint8_t* codes) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)); }
+  static Products add_bytes(Products sum, const int16_t* query, const uint8_t* codes) {
+    for (size_t i = 0; i < 64; i += 16) sum = add(sum, _mm256_cvtepi8_epi16(load_bytes(codes + i)), query + i);
+    return sum;
+  }
+  static Products add_nibbles(Products sum, const int16_t* query, const uint8_t* codes) {
+    for (size_t i = 0; i < 32; i += 16) {
+      const __m256i both = _mm256_cvtepu8_epi16(load_bytes(codes + i));
+      sum = add(sum, _mm256_and_si256(both, _mm256_set1_epi16(15)), query + i);
+      sum = add(sum, _mm256_srli_epi16(both, 4), query + 32 + i);
+    }
+    return sum;
+  }
+  static int32_t total(Products sum) {
+    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    const __m128i quarter = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
+    return _mm_cvtsi128_si32(quarter) + _mm_extract_epi32(quarter, 1);
+  }
 };
 
 }  // namespace
@@ -127,5 +153,7 @@ struct Isa {
 #include "../scan.hpp"
 #include "../tower.hpp"
 #include "../walk.hpp"
+#include "../coarse.hpp"
+#include "../hash.hpp"
 
-const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr};
+const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, coarse_products<Isa>, vector_products, hash_code};

@@ -120,6 +120,24 @@ struct Isa {
       return static_cast<uint32_t>(_mm512_reduce_add_epi64(sum));
     }
   }
+
+  // Sums of 16-bit products by pairs.
+  using Products = __m512i;
+  static Products none() { return _mm512_setzero_si512(); }
+  static Products add(Products sum, __m512i levels, const int16_t* query) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(levels, _mm512_loadu_si512(query)));
+  }
+  static __m256i load_bytes(const uint8_t* codes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)); }
+  static Products add_bytes(Products sum, const int16_t* query, const uint8_t* codes) {
+    sum = add(sum, _mm512_cvtepi8_epi16(load_bytes(codes)), query);
+    return add(sum, _mm512_cvtepi8_epi16(load_bytes(codes + 32)), query + 32);
+  }
+  static Products add_nibbles(Products sum, const int16_t* query, const uint8_t* codes) {
+    const __m512i both = _mm512_cvtepu8_epi16(load_bytes(codes));
+    sum = add(sum, _mm512_and_si512(both, _mm512_set1_epi16(15)), query);
+    return add(sum, _mm512_srli_epi16(both, 4), query + 32);
+  }
+  static int32_t total(Products sum) { return _mm512_reduce_add_epi32(sum); }
 };
 
 }  // namespace
@@ -131,5 +149,7 @@ struct Isa {
 #include "../scan.hpp"
 #include "../tower.hpp"
 #include "../walk.hpp"
+#include "../coarse.hpp"
+#include "../hash.hpp"
 
-const vitrine::Kernels vitrine::avx512_kernels{"avx512", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr};
+const vitrine::Kernels vitrine::avx512_kernels{"avx512", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, coarse_products<Isa>, vector_products, hash_code};

@@ -80,6 +80,24 @@ struct Isa {
     for (size_t word = 0; word < stop; ++word) sum += static_cast<uint64_t>(__builtin_popcountll(a[word] ^ b[word]));
     return static_cast<uint32_t>(sum);
   }
+
+  using Products = int32_t;
+  static Products none() { return 0; }
+  static Products add_bytes(Products sum, const int16_t* query, const uint8_t* codes) {
+    for (size_t i = 0; i < 64; ++i) {
+      const int16_t level = static_cast<int8_t>(codes[i]);
+      sum += int32_t{query[i]} * int32_t{level};
+    }
+    return sum;
+  }
+  static Products add_nibbles(Products sum, const int16_t* query, const uint8_t* codes) {
+    int16_t levels[64];
+    for (size_t i = 0; i < 32; ++i) levels[i] = codes[i] & 15;
+    for (size_t i = 0; i < 32; ++i) levels[32 + i] = codes[i] >> 4;
+    for (size_t i = 0; i < 64; ++i) sum += int32_t{query[i]} * int32_t{levels[i]};
+    return sum;
+  }
+  static int32_t total(Products sum) { return sum; }
 };
 
 }  // namespace
@@ -91,5 +109,7 @@ struct Isa {
 #include "../scan.hpp"
 #include "../tower.hpp"
 #include "../walk.hpp"
+#include "../coarse.hpp"
+#include "../hash.hpp"
 
-const vitrine::Kernels vitrine::portable_kernels{"portable", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr};
+const vitrine::Kernels vitrine::portable_kernels{"portable", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, coarse_products<Isa>, vector_products, hash_code};

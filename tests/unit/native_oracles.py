@@ -95,3 +95,75 @@ def market(rng, users=3, crowds=7, ads=20, d=5, postings=60, crowds_a_user=4, bi
         np.zeros(ads, np.float32) if rng.integers(2) else normal(ads),
         vectors,
     )
+
+
+def turn(vectors, flips):
+    """Two rounds of sign flips and a Hadamard transform of the first, then the last, power of two of the width."""
+    width = flips.shape[1]
+    turned = np.zeros((len(vectors), width), np.float32)
+    turned[:, : vectors.shape[1]] = vectors
+    reach = 1 << width.bit_length() - 1
+    for flip, first in zip(flips, (0, width - reach), strict=True):
+        turned *= flip
+        part = turned[:, first : first + reach].copy()
+        step = 1
+        while step < reach:
+            pairs = part.reshape(-1, reach // (2 * step), 2, step)
+            part = np.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), axis=2)
+            step *= 2
+        turned[:, first : first + reach] = part.reshape(-1, reach) * np.float32(1 / np.sqrt(reach))
+    return turned
+
+
+def coarse_encode(vectors, flips, bits):
+    """Coordinates rounded to the grid that the largest spans; exact sums for the factor."""
+    turned = turn(vectors, flips)
+    share = turned / np.abs(turned).max(axis=1, keepdims=True)
+    if bits == 8:
+        integers = np.rint(share * np.float32(127)).astype(int)
+        codes = integers.astype(np.int8).view(np.uint8)
+    else:
+        levels = np.minimum((share * np.float32(7.5) + np.float32(8)).astype(int), 15)
+        integers = 2 * levels - 15
+        halves = levels.reshape(len(levels), -1, 2, 32)
+        codes = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(levels), -1).astype(np.uint8)
+    exact = np.rint(turned.astype(float) * 2**24) / 2**24
+    return codes, ((exact * exact).sum(axis=1) / (exact * integers).sum(axis=1)).astype(np.float32)
+
+
+def coarse_integers(codes, width):
+    """What the rows of `coarse_encode` stand for, int (n, width)."""
+    if codes.shape[1] == width:
+        return codes.view(np.int8).astype(int)
+    halves = codes.astype(int).reshape(len(codes), width // 64, 1, 32)
+    return 2 * np.concatenate((halves & 15, halves >> 4), axis=2).reshape(len(codes), width) - 15
+
+
+def coarse_scores(codes, factors, flips, query, rows):
+    """A query's scores with rows: integers from the query too, one product, two roundings."""
+    width = flips.shape[1]
+    turned = turn(query[None], flips)[0]
+    unit = np.abs(turned).max() / np.float32(min(8191, (2**31 - 1) // (127 * width)))
+    products = coarse_integers(codes[rows], width) @ np.rint(turned / unit).astype(int)
+    return products.astype(np.float32) * factors[rows] * unit
+
+
+def vector_scores(vectors, query, rows):
+    """Element i goes to lane i mod 8; the eight lanes are summed as a tree, as in `tower_pctr`."""
+    padded = -(-vectors.shape[1] // 8) * 8
+    q, v = np.zeros(padded, np.float32), np.zeros((len(rows), padded), np.float32)
+    q[: vectors.shape[1]], v[:, : vectors.shape[1]] = query, vectors[rows]
+    lanes = np.zeros((len(rows), 8), np.float32)
+    for i in range(0, padded, 8):
+        lanes = lanes + q[i : i + 8] * v[:, i : i + 8]
+    halves = lanes[:, :4] + lanes[:, 4:]
+    quarters = halves[:, :2] + halves[:, 2:]
+    return quarters[:, 0] + quarters[:, 1]
+
+
+def topk(rows, scores, k):
+    """The k best by score, then row; 2^32 - 1 and 0 beyond."""
+    order = np.lexsort((rows, -scores))[:k]
+    best_rows, best_scores = np.full(k, 2**32 - 1, np.uint32), np.zeros(k, np.float32)
+    best_rows[: len(order)], best_scores[: len(order)] = rows[order], scores[order]
+    return best_rows, best_scores

@@ -49,7 +49,7 @@ def main(
         str, typer.Option(help="URL of the Kafka whose item-updates are applied up to now; none unless given")
     ] = "",
     bits: Annotated[int, typer.Option(min=64, max=1024, help="bits of a code, a multiple of 64")] = Config.bits,
-    dims: Annotated[int, typer.Option(min=0, help="principal directions kept; 0 for all")] = Config.dims,
+    dims: Annotated[int, typer.Option(min=0, help="principal directions kept; 0 chooses")] = Config.dims,
     over_recall: Annotated[
         int, typer.Option(min=1, max=MAX_OVER_RECALL, help="candidates re-ranked by default, as a multiple of k")
     ] = Config.over_recall,

@@ -37,7 +37,7 @@ class Config:
     """What an index's bytes depend on, besides its vectors, attributes and updates.
 
     bits:        of a code, a multiple of 64 up to 1,024
-    dims:        principal directions kept before the random rotations; 0 for all
+    dims:        principal directions kept before the random rotations; 0 for as many as hold 90% of the variance
     over_recall: default of searches: candidates re-ranked, as a multiple of k
     splits:      of the pictures that are indexed; empty for all
     seed:        of rotations, samples and the graph
@@ -46,9 +46,9 @@ class Config:
     graph:       of the build
     """
 
-    bits: int = 256
+    bits: int = 512
     dims: int = 0
-    over_recall: int = 10
+    over_recall: int = 20
     splits: tuple[str, ...] = ("train", "validation")
     seed: int = 0
     ef: int = EF

@@ -11,8 +11,12 @@ from vitrine.native._native import (
     assign_centres,
     cap_edges,
     cluster_neighbours,
+    coarse_encode,
+    coarse_scores,
+    coarse_topk,
     hamming_rows,
     hamming_topk,
+    hash_encode,
     incoming,
     kernel,
     match_topk,
@@ -20,6 +24,7 @@ from vitrine.native._native import (
     murmur2_decimal,
     supported_kernels,
     tower_pctr,
+    vector_topk,
 )
 
 __all__ = [
@@ -27,8 +32,12 @@ __all__ = [
     "assign_centres",
     "cap_edges",
     "cluster_neighbours",
+    "coarse_encode",
+    "coarse_scores",
+    "coarse_topk",
     "hamming_rows",
     "hamming_topk",
+    "hash_encode",
     "incoming",
     "kernel",
     "match_topk",
@@ -36,4 +45,5 @@ __all__ = [
     "murmur2_decimal",
     "supported_kernels",
     "tower_pctr",
+    "vector_topk",
 ]

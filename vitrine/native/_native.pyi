@@ -1,6 +1,6 @@
 """Types of the compiled kernels; their docstrings stand in native/bindings.cpp."""
 
-from numpy import bool_, float32, int32, int64, uint16, uint32, uint64
+from numpy import bool_, float32, int32, int64, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 def kernel() -> str: ...
@@ -87,6 +87,47 @@ def cap_edges(
     *,
     kernel: str | None = None,
 ) -> NDArray[uint32]: ...
+def hash_encode(
+    vectors: NDArray[float32],
+    mean: NDArray[float32],
+    rotation: NDArray[float32],
+    flips: NDArray[int32],
+    *,
+    kernel: str | None = None,
+) -> NDArray[uint64]: ...
+def coarse_encode(
+    vectors: NDArray[float32], flips: NDArray[float32], bits: int
+) -> tuple[NDArray[uint8], NDArray[float32]]: ...
+def coarse_scores(
+    codes: NDArray[uint8],
+    factors: NDArray[float32],
+    flips: NDArray[float32],
+    queries: NDArray[float32],
+    rows: NDArray[uint32],
+    threads: int = 1,
+    *,
+    kernel: str | None = None,
+) -> NDArray[float32]: ...
+def coarse_topk(
+    codes: NDArray[uint8],
+    factors: NDArray[float32],
+    flips: NDArray[float32],
+    queries: NDArray[float32],
+    rows: NDArray[uint32],
+    k: int,
+    threads: int = 1,
+    *,
+    kernel: str | None = None,
+) -> tuple[NDArray[uint32], NDArray[float32]]: ...
+def vector_topk(
+    vectors: NDArray[float32],
+    queries: NDArray[float32],
+    rows: NDArray[uint32],
+    k: int,
+    threads: int = 1,
+    *,
+    kernel: str | None = None,
+) -> tuple[NDArray[uint32], NDArray[float32]]: ...
 
 class Graph:
     def __init__(self, codes: NDArray[uint64], edges: NDArray[uint32], entries: NDArray[uint32]) -> None: ...
