@@ -303,9 +303,9 @@ def unit_queries(queries: Floats, dim: int) -> Floats:
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise FieldError("vectors", f"has shape {queries.shape}; vectors here have {dim} dimensions")
     wide = queries.astype(np.float64)  # the square of any float32 fits
-    norms = np.sqrt((wide * wide).sum(axis=1))
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if len(bad):
+    norms = np.sqrt(np.vecdot(wide, wide))
+    if len(norms) and not 0 < norms.min() <= norms.max() < np.inf:
+        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
         what = "is all zero" if norms[bad[0]] == 0 else "has a value that is not finite"
         raise FieldError("vectors", f"row {bad[0]} {what}")
     unit: Floats = (wide / norms[:, None]).astype(np.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,27 +130,41 @@ class _Found:
     """Candidates of q queries, (q, p) each.
 
     distances: UNUSED where there is no candidate
+    ids:       None where there is one view, and nobody needs them yet
     views:     the view that each is of; None where there is one view
-    keys:      what they are ordered by, ascending: the distance, or the cosine made negative; inf for none
+    keys:      what they are ordered by, ascending: a cosine made negative, inf for none; None for the distance
     """
 
-    ids: Ids
     rows: Rows
     distances: Distances
+    ids: Ids | None = None
     views: NDArray[np.intp] | None = None
     keys: Floats | None = None
 
-    def ordered(self, order: Order) -> _Found:
+    def ordered(self, order: Order, keys: Floats | None = None) -> _Found:
         """Candidates order[i] of each query i."""
-        at = order + np.arange(len(self.ids))[:, None] * self.ids.shape[1]
-        return _Found(*(None if each is None else each.take(at) for each in self._arrays()))  # type: ignore[arg-type]
+        at = order + np.arange(len(order))[:, None] * self.rows.shape[1]
+        return _Found(
+            self.rows.take(at),
+            self.distances.take(at),
+            None if self.ids is None else self.ids.take(at),
+            None if self.views is None else self.views.take(at),
+            None if keys is None else keys.take(at),
+        )
 
-    def at(self, query: int, chosen: Order) -> _Found:
-        """Some candidates of one query."""
-        return _Found(*(None if each is None else each[query, chosen] for each in self._arrays()))  # type: ignore[arg-type]
+    def first(self, count: int) -> _Found:
+        """The first of each query."""
+        return self.at((slice(None), slice(count)))
 
-    def _arrays(self) -> tuple[NDArray[np.generic] | None, ...]:
-        return self.ids, self.rows, self.distances, self.views, self.keys
+    def at(self, chosen: Any) -> _Found:
+        """Some candidates."""
+        return _Found(
+            self.rows[chosen],
+            self.distances[chosen],
+            None if self.ids is None else self.ids[chosen],
+            None if self.views is None else self.views[chosen],
+            None if self.keys is None else self.keys[chosen],
+        )
 
 
 class Search:
@@ -192,18 +207,21 @@ class Search:
     def first(self, codes: Codes, queries: Floats | None, without: Ids | None) -> Hits:
         """The first page of each query."""
         k, count = self._options.k, self.count()
-        found = self._ranked(codes, queries, without, count)
-        self._between("rerank")
         if self._options.group_by is not None:
+            found = self._ranked(codes, queries, without, count)
             return self._page(codes, queries, without, found, count, None)
-        keys, some = found.keys, slice(k)
-        ids, distances = found.ids[:, some], found.distances[:, some]
-        there = distances != UNUSED
-        counts = np.count_nonzero(there, axis=1).astype(np.uint32)
-        scores = None if queries is None or keys is None else -keys[:, some]
-        ends = found if found.ids.shape[1] >= k and k < self._total else None
-        cursors = _Cursors(self._generation, k, counts, ends)
-        if counts.sum() == ids.size:
+        found = self._ranked(codes, queries, without, count, k)
+        whole = self._options.radius is None and without is None  # every candidate is one
+        there = None if whole else found.distances != UNUSED
+        if there is None:
+            counts = np.full(len(codes), found.rows.shape[1], np.uint32)
+        else:
+            counts = np.count_nonzero(there, axis=1).astype(np.uint32)
+        scores = None if queries is None else -_keys(found)
+        ids, distances = self._ids(found), found.distances
+        more = k < self._total
+        cursors = _Cursors(self._generation, k, counts, replace(found, ids=ids) if more else None)
+        if there is None:
             flat = None if scores is None else scores.ravel()
             return Hits(counts, ids.ravel(), flat, distances.ravel(), None, cursors, self._visited)
         flat = None if scores is None else scores[there]
@@ -215,21 +233,26 @@ class Search:
             raise cursor.too_far(KEPT)
         count = self.count(pages[0].taken)
         found = self._ranked(codes, queries, without, count)
-        self._between("rerank")
         return self._page(codes, queries, without, found, count, pages)
 
-    def _ranked(self, codes: Codes, queries: Floats | None, without: Ids | None, count: int) -> _Found:
-        """The candidates, in the order of results."""
+    def _ranked(
+        self, codes: Codes, queries: Floats | None, without: Ids | None, count: int, kept: int | None = None
+    ) -> _Found:
+        """The candidates, in the order of results, or the first `kept` of them."""
         found = self._candidates(codes, count, without)
         if self._options.radius is not None:
             found.distances[found.distances > self._options.radius] = UNUSED
         if queries is None:
-            return found
+            return found if kept is None else found.first(kept)
         keys = self._cosines(found, queries)
         np.negative(keys, out=keys)
-        keys[found.distances == UNUSED] = np.inf
-        order = np.lexsort((found.ids, keys), axis=1)
-        return replace(found, keys=keys).ordered(order)
+        if self._options.radius is not None or without is not None:
+            keys[found.distances == UNUSED] = np.inf
+        # In one segment rows are in the order of ids.
+        order = np.lexsort((found.rows if found.ids is None else found.ids, keys), axis=1)
+        ranked = found.ordered(order[:, :kept], keys)
+        self._between("rerank")
+        return ranked
 
     def _candidates(self, codes: Codes, count: int, without: Ids | None) -> _Found:
         """The `count` nearest of all views, by (distance, id)."""
@@ -251,23 +274,27 @@ class Search:
                 self._visited += sum(pools[i].visited for i in chosen)
                 self._between(stage)
         if len(self._views) == 1:
-            pool = pools[0]
-            found = _Found(self._views[0].segment.ids.take(pool.rows), pool.rows, pool.distances)
+            found = _Found(pools[0].rows, pools[0].distances)
         else:
             found = self._joined([pools[i] for i in range(len(self._views))], asked)
-        return found if without is None else _left(found, without, count)
+        return found if without is None else _left(replace(found, ids=self._ids(found)), without, count)
 
     def _joined(self, pools: Sequence[Pool], count: int) -> _Found:
         """The `count` nearest of several views' candidates."""
+        ids = [view.segment.ids.take(pool.rows) for view, pool in zip(self._views, pools, strict=True)]
+        widths = [pool.rows.shape[1] for pool in pools]
         found = _Found(
-            np.concatenate([v.segment.ids.take(p.rows) for v, p in zip(self._views, pools, strict=True)], axis=1),
             np.concatenate([pool.rows for pool in pools], axis=1),
             np.concatenate([pool.distances for pool in pools], axis=1),
+            np.concatenate(ids, axis=1),
+            np.broadcast_to(np.repeat(np.arange(len(pools)), widths), (len(ids[0]), sum(widths))),
         )
-        widths = [pool.rows.shape[1] for pool in pools]
-        views = np.broadcast_to(np.repeat(np.arange(len(pools)), widths), found.rows.shape)
-        order = np.lexsort((found.ids, found.distances), axis=1)[:, :count]
-        return replace(found, views=views).ordered(order)
+        assert found.ids is not None
+        return found.ordered(np.lexsort((found.ids, found.distances), axis=1)[:, :count])
+
+    def _ids(self, found: _Found) -> Ids:
+        """Of the candidates, or some of them."""
+        return self._views[0].segment.ids.take(found.rows) if found.ids is None else found.ids
 
     def _cosines(self, found: _Found, queries: Floats) -> Floats:
         """Cosines float32 (q, p). Equal vectors get equal ones wherever they stand: each product is by itself."""
@@ -311,18 +338,18 @@ class Search:
                     ),
                     0,
                 )
-            results.append(mine.at(at, chosen))
+            result = mine.at((at, chosen))
+            results.append(replace(result, ids=self._ids(result)))
             taken = (0 if page is None else page.taken) + len(chosen)
             more = len(chosen) == self._options.k and taken < self._total
             cursors.append(_cursor(self._generation, results[-1], taken) if more else b"")
         groups = None
         if self._options.group_by is not None:
             groups = [value for each in results for value in self._groups(each)]
-        keys = None if queries is None else np.concatenate([_keys(each) for each in results])
         return Hits(
-            np.array([len(each.ids) for each in results], np.uint32),
-            np.concatenate([each.ids for each in results]),
-            None if keys is None else -keys,
+            np.array([len(each.rows) for each in results], np.uint32),
+            np.concatenate([self._ids(each) for each in results]),
+            None if queries is None else -np.concatenate([_keys(each) for each in results]),
             np.concatenate([each.distances for each in results]),
             groups,
             cursors,
@@ -337,11 +364,12 @@ class Search:
         # Beyond the radius there is nothing; they came ordered by distance, so all within it are here.
         last = options.radius is not None and len(places) < len(distances)
         if options.group_by is not None:
-            groups = self._groups(found.at(query, places))
+            groups = self._groups(found.at((query, places)))
             firsts = dict(zip(reversed(groups), reversed(places.tolist()), strict=True))
             places = np.array(sorted(firsts.values()), np.intp)
         if page is not None:
-            keys, ids = _keys(found)[query, places], found.ids[query, places]
+            some = found.at((query, places))
+            keys, ids = _keys(some), self._ids(some)
             places = places[(keys > page.key) | ((keys == page.key) & (ids > page.item_id))]
         return places[: options.k], last or len(places) >= options.k
 
@@ -376,7 +404,7 @@ class _Cursors(Sequence[bytes]):
         count = int(self._counts[at])
         if self._found is None or count < self._k:
             return b""
-        return _cursor(self._generation, self._found.at(at, np.array([count - 1])), count)
+        return _cursor(self._generation, self._found.at((at, [count - 1])), count)
 
 
 def none(*, scored: bool, grouped: bool) -> Hits:
@@ -421,17 +449,19 @@ def _products(vectors: Floats, rows: Rows, queries: Floats, out: Floats) -> None
 
 def _left(found: _Found, without: Ids, count: int) -> _Found:
     """`count` candidates, without one item: one more were found."""
-    kept = found.ids != without[:, None]
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :count]
-    left = found.ordered(order)
+    assert found.ids is not None
+    gone = found.ids == without[:, None]
+    left = found.ordered(np.argsort(gone, axis=1, kind="stable")[:, :count])
+    assert left.ids is not None
     left.distances[left.ids == without[:, None]] = UNUSED
     return left
 
 
-def _keys(found: _Found) -> NDArray[np.floating]:
+def _keys(found: _Found) -> Floats:
     return found.distances.astype(np.float32) if found.keys is None else found.keys
 
 
 def _cursor(generation: str, found: _Found, taken: int) -> bytes:
     """After the last of one query's results."""
+    assert found.ids is not None
     return Cursor(generation, float(_keys(found)[-1]), int(found.ids[-1]), taken).encode()
