@@ -23,7 +23,7 @@ template <class Isa, size_t Words>
 class Walk {
  public:
   Walk(const GraphView& graph, const WalkInput& in, WalkSpace& space)
-      : graph_(graph), ef_(in.ef), most_(in.most), allowed_(in.allowed), space_(space), list_(space.list) {}
+      : graph_(graph), ef_(in.ef), most_(in.most), alone_(in.turns == 1), allowed_(in.allowed), space_(space), list_(space.list) {}
 
   // Starts at the entries nearest to `query`; `number` is the caller's name for it.
   void begin(const uint64_t* query, size_t number) {
@@ -77,9 +77,13 @@ class Walk {
     if (next_ >= length_) return false;
     list_[next_] |= 1;
     chosen_ = static_cast<uint32_t>(list_[next_] >> 1);
-    const auto* row = reinterpret_cast<const char*>(graph_.edges + chosen_ * graph_.degree);
-    for (size_t byte = 0; byte < graph_.degree * 4; byte += 64) __builtin_prefetch(row + byte);
+    fetch_row(chosen_);
     return true;
+  }
+
+  void fetch_row(size_t node) const {
+    const auto* row = reinterpret_cast<const char*>(graph_.edges + node * graph_.degree);
+    for (size_t byte = 0; byte < graph_.degree * 4; byte += 64) __builtin_prefetch(row + byte);
   }
 
   // The chosen node's neighbours that were not seen before; asks for their codes.
@@ -131,6 +135,7 @@ class Walk {
     ++length_;
     list_[at] = entry;
     if (at < next_) next_ = at;
+    if (alone_ && at < next_ + 2) fetch_row(static_cast<uint32_t>(entry >> 1));  // it may be the next
     if (allowed_ && permitted_ == ef_) {  // what is farther than the last allowed one can lead to no result
       while (!allowed(list_[length_ - 1])) --length_;
     }
@@ -147,6 +152,7 @@ class Walk {
 
   const GraphView& graph_;
   size_t ef_, most_;
+  bool alone_;  // no other walk computes while this one waits
   const uint8_t* allowed_;
   WalkSpace& space_;
   uint64_t* list_;
