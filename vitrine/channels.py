@@ -125,11 +125,18 @@ class Channel:
     ]
 
     def __init__(
-        self, target: str, security: Security | None, *, shared: bool = True, retries: bool = True
+        self,
+        target: str,
+        security: Security | None,
+        *,
+        shared: bool = True,
+        retries: bool = True,
+        certified_as: str = "",
     ) -> None:
         """
-        shared:  take part in grpc's pool, where all channels of a process to one server use one connection.
-        retries: False for who tries another server itself
+        shared:       take part in grpc's pool, where all channels of a process to one server use one connection.
+        retries:      False for who tries another server itself
+        certified_as: name that the server's certificate has to have, where the target is an address behind it
         """
         self._target = target
         self._options = [
@@ -137,6 +144,8 @@ class Channel:
             ("grpc.use_local_subchannel_pool", int(not shared)),
             ("grpc.enable_retries", int(retries)),
         ]
+        if certified_as:
+            self._options.append(("grpc.ssl_target_name_override", certified_as))
         self._security = security or Security()
         self._files = [path for path in (self._security.ca, self._security.cert, self._security.key) if path]
         self._next_look = time.monotonic() + _LOOK_EVERY_S

@@ -32,6 +32,8 @@ class AnnSettings(FollowSettings):
     )
     fold_at: int = Field(8192, ge=16, le=1 << 20, description="Newest items scanned flat before they get a graph.")
 
+    staleness_bound_s: float = Field(60, gt=0, description="Kafka silent for longer: answers are said to be stale.")
+
     @field_validator("indexes")
     @classmethod
     def _indexes_are_names(cls, value: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Protocol
 
 import numpy as np
@@ -12,11 +13,11 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from prometheus_client import Counter
 
-from vitrine import native, trace_context
+from vitrine import trace_context
 from vitrine.ann import updates
 from vitrine.ann.updates import Update, UpdateError
 from vitrine.errors import UnavailableError
-from vitrine.placement import qualify
+from vitrine.placement import qualify, shards_of
 from vitrine.runtime import kafka, metrics, topics
 from vitrine.runtime.consume import Record
 from vitrine.runtime.readings import Readings
@@ -34,8 +35,8 @@ lag = Readings("vitrine_ann_log_lag_records", "Records of item-updates that an i
 class Applies(Protocol):
     """What takes the updates: a LiveIndex."""
 
-    def apply(self, batch: Sequence[Update]) -> None:
-        """Shows them from its return on."""
+    def apply(self, updates: Sequence[Update]) -> Sequence[tuple[Update, str]]:
+        """Shows them from its return on, but for those that it gives back with a reason."""
 
 
 class Shard:
@@ -48,8 +49,7 @@ class Shard:
         """One an item."""
         if self.of == 1:
             return [True] * len(item_ids)
-        hashes = native.murmur2_decimal(np.array(item_ids, np.uint64)) & np.uint32(0x7FFFFFFF)
-        found: list[bool] = (hashes % np.uint32(self.of) == self.number).tolist()
+        found: list[bool] = (shards_of(np.array(item_ids, np.uint64), self.of) == self.number).tolist()
         return found
 
 
@@ -97,6 +97,7 @@ class Log:
 
     def _apply(self, records: Mapping[int, Sequence[Record]]) -> int:
         batch: list[Update] = []
+        places: list[tuple[int, Record]] = []
         refused = 0
         for partition, some in records.items():
             for record in some:
@@ -110,18 +111,21 @@ class Log:
                     continue
                 if update is not None:
                     batch.append(update)
+                    places.append((partition, record))
         mine = self._shard.has([update.item_id for update in batch])
-        batch = [update for update, here in zip(batch, mine, strict=True) if here]
-        if batch:
-            self._live.apply(batch)
+        batch, places = list(compress(batch, mine)), list(compress(places, mine))
+        unfit = self._live.apply(batch) if batch else []
+        where = {id(update): place for update, place in zip(batch, places, strict=True)} if unfit else {}
+        for update, reason in unfit:
+            skip(self.tail.topic, *where[id(update)], reason)
         deletions = sum(update.vector is None for update in batch)
         for outcome, count in (
-            ("upsert", len(batch) - deletions),
+            ("upsert", len(batch) - deletions - len(unfit)),
             ("delete", deletions),
-            ("refused", refused),
+            ("refused", refused + len(unfit)),
         ):
             updates_total.labels(self._index, outcome).inc(count)
-        return refused
+        return refused + len(unfit)
 
 
 class Writer:

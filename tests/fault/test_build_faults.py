@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ann_kit import publish_embeddings
 
 from tests.unit.test_graph_build import SMALL, clustered, digest
+from trainers.bdg.train import Config, Inputs, train
 from vitrine.ann.build import Threads, build
+from vitrine.ann.index import BinaryIndex
+from vitrine.artifacts import ArtifactStore
 
 BUILD = """
 import pathlib, resource, sys
@@ -103,3 +107,80 @@ def test_a_disk_that_fills_while_an_array_is_made_leaves_no_array(rows, expected
         build(np.load(rows), tmp_path, SMALL, executor=Threads(2))
     assert len(made) == 12
     assert digest(build(np.load(rows), tmp_path, SMALL)) == expected
+
+
+JOB = """
+import resource, runpy, sys
+limit, *flags = sys.argv[1:]
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+import trainers.bdg.command  # what takes long comes before the word
+sys.argv = ["bdg", *flags]
+print("begun", flush=True)
+runpy.run_module("trainers.bdg", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def store(tmp_path) -> ArtifactStore:
+    """A store with embeddings of 10,000 pictures and an index of them."""
+    store = ArtifactStore(tmp_path / "store")
+    publish_embeddings(store, tmp_path / "embeddings", n=10_000, dim=16, encoder=False)
+    train(store, Inputs(), tmp_path / "work", Config(bits=128, shards=2))
+    return store
+
+
+def job(tmp_path: Path, limit: int = 0) -> subprocess.Popen[str]:
+    """The job in a process of its own, about to begin, with a folder that has nothing done."""
+    flags = [
+        "--store",
+        str(tmp_path / "store"),
+        "--work",
+        str(tmp_path / "again"),
+        "--bits",
+        "128",
+        "--shards",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOB, str(limit), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_a_job_whose_disk_is_full_says_so_and_the_old_version_is_served_on(store, tmp_path):
+    old = store.manifest("binary-index")
+    for limit in (100_000, 400_000):  # of the vectors, and of the graph's edges
+        process = job(tmp_path, limit)
+        _, said = process.communicate()
+        assert process.returncode == 1
+        assert re.search(r"bdg: .*(File too large|No space left on device); make room and run again", said), said
+        assert store.manifest("binary-index") == old
+        assert [m.version for m in store.list("binary-index")] == [old.version]
+        BinaryIndex.load(store.fetch("binary-index", max_schema=2).path, shards=2).warm_up()
+    assert job(tmp_path).wait() == 0
+    assert store.manifest("binary-index").files == old.files
+    assert store.manifest("binary-index").version != old.version
+
+
+@pytest.mark.slow
+def test_a_job_killed_at_any_moment_publishes_nothing_and_resumes_to_the_same_files(store, tmp_path):
+    seed = int.from_bytes(os.urandom(4))
+    print("seed", seed)
+    draws = random.Random(seed)
+    old = store.manifest("binary-index")
+    for _ in range(4):
+        process = job(tmp_path)
+        try:
+            process.wait(draws.uniform(0, 0.7))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    listed = {m.version for m in store.list("binary-index")}
+    assert job(tmp_path).wait() == 0
+    assert store.manifest("binary-index").files == old.files
+    assert len(listed) <= 2  # a kill between the publish and the end leaves a whole version
+    BinaryIndex.load(store.fetch("binary-index", max_schema=2).path, shards=2).warm_up()

@@ -1,12 +1,20 @@
 """How the router takes requests apart by shard, and puts the shards' answers together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from services.ann.router import split
-from services.ann.router.cursors import Cursor, Place, State, decode, encode
+from services.ann.router.cursors import Cursor, Place, decode
+from services.ann.router.fanout import Leg
 from services.ann.router.merge import Part, merge
+from services.ann.router.search import joined, search_legs, understood
 from services.ann.router.shards import Shard
+from tests.ann_kit import FIRST_ID, unit_vectors
+from vitrine.ann import hashing
+from vitrine.ann.attributes import Attributes
+from vitrine.ann.index import BinaryIndex, Options
 from vitrine.api.ann.v1 import ann_pb2
 from vitrine.api.items.v1 import items_pb2
 from vitrine.errors import FieldError
@@ -95,16 +103,162 @@ def test_nothing_merges_to_nothing():
 
 
 def test_a_cursor_comes_back_as_it_was_and_damage_is_refused():
-    cursor = Cursor(-0.25, 2**64 - 1, (Place(State.ON, b"there"), Place(State.ENDED), Place(State.AGAIN)))
-    data = encode(cursor)
-    assert decode(data, 3, "cursors[0]") == cursor
+    places = (Place("v1", 7), Place("", ended=True), Place("v2", 1), Place("v1"), Place(""))
+    cursor = Cursor(-0.25, 2**64 - 1, places)
+    data = cursor.encode()
+    assert decode(data, 5) == cursor
+    assert [place.absent for place in places] == [False, False, False, False, True]
     for damaged in (data[:-1], data + b"x", b"R2" + data[2:], b"R1", b"there"):
-        with pytest.raises(FieldError, match=r"cursors\[0\]: is no cursor of a response of this router"):
-            decode(damaged, 3, "cursors[0]")
-    with pytest.raises(FieldError, match="of an index of 3 shards, this one has 2"):
-        decode(data, 2, "cursors[0]")
-    assert encode(Cursor(1.0, 2, (Place(State.ENDED),) * 3)) == b""
-    assert decode(b"", 3, "cursors[0]").ended
+        with pytest.raises(FieldError, match="cursors: is no cursor of this router"):
+            decode(damaged, 5)
+    with pytest.raises(FieldError, match="of an index of 5 shards, here are 2"):
+        decode(data, 2)
+    ended = Cursor(1.0, 2, (Place("", 3, ended=True),) * 3)
+    assert ended.encode() == b""
+    assert all(place.ended for place in decode(b"", 3).places)
+
+
+# Searching, with an index of the library in the place of each shard's servers.
+
+
+def dealt(shards):
+    """One index of random vectors, and the same items dealt to shards; two attributes tell them apart."""
+    vectors = unit_vectors(4, 240, 32)
+    ids = np.arange(FIRST_ID, FIRST_ID + 3 * 240, 3, dtype=np.uint64)
+    function = hashing.fit(vectors, 128, seed=0)
+    owners = shards_of(ids, shards)
+
+    def index(rows):
+        named = [{"shop": int(i % 11), "size": int(i % 3)} for i in ids[rows].tolist()]
+        return replace(
+            BinaryIndex.of(ids[rows], vectors[rows], function, attributes=Attributes.of(named)), generation="v1"
+        )
+
+    return index(slice(None)), [index(np.flatnonzero(owners == s)) for s in range(shards)]
+
+
+def answer(index, request):
+    """What a shard would say; every pool holds all items, so that nothing depends on how they are dealt."""
+    options = Options(
+        request.k,
+        over_recall=100,
+        exact=True,
+        group_by=request.group_by or None,
+        cursors=list(request.cursors) or None,
+    )
+    if request.item_ids:
+        hits = index.search_items(np.array(request.item_ids, np.uint64), options)
+    elif request.codes:
+        hits = index.search_codes(np.frombuffer(request.codes, "<u8").reshape(-1, 2), options)
+    else:
+        hits = index.search_vectors(np.frombuffer(request.vectors, "<f4").reshape(-1, 32), options)
+    return ann_pb2.SearchResponse(
+        version="v1",
+        counts=hits.counts.tolist(),
+        item_ids=hits.ids.tolist(),
+        scores=[] if hits.scores is None else hits.scores.tolist(),
+        distances=hits.distances.tolist(),
+        groups=[items_pb2.Value(integer=value) for value in hits.groups or ()],
+        cursors=hits.cursors,
+    )
+
+
+def routed(indexes, request, dead=()):
+    shards = owned(len(indexes))
+    whole = answer_items(indexes, request) if request.item_ids else ()
+    asked = understood(request, len(indexes), whole)
+    legs = search_legs(shards, asked)
+    for leg in legs:
+        if leg.shard.number not in dead:
+            leg.answer = answer(indexes[leg.shard.number], leg.request)
+    return joined(asked, legs, shards)
+
+
+def answer_items(indexes, request):
+    ids = np.array(request.item_ids, np.uint64)
+    found = {}
+    for index in indexes:
+        items = index.get(ids)
+        found |= dict(zip(items.ids.tolist(), items.vectors, strict=True))
+    return [found[item].tobytes() for item in ids.tolist()]
+
+
+QUERIES = unit_vectors(9, 5, 32)
+KINDS = {
+    "vectors": {"vectors": QUERIES.tobytes()},
+    "codes": {"codes": np.ascontiguousarray(dealt(1)[0].hashing.encode(QUERIES).T).tobytes()},
+    "item_ids": {"item_ids": [FIRST_ID, FIRST_ID + 30, FIRST_ID + 99]},
+}
+
+
+@pytest.mark.parametrize("group_by", ["", "shop"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_together_say_what_one_index_says(kind, group_by):
+    one, several = dealt(3)
+    request = ann_pb2.SearchRequest(k=7, group_by=group_by, **KINDS[kind])
+    expected, got = answer(one, request), routed(several, request)
+    for field in ("counts", "item_ids", "distances", "groups"):
+        assert list(getattr(got, field)) == list(getattr(expected, field)), field
+    assert np.allclose(got.scores, expected.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 7, 50])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pages_hold_every_item_once_and_in_order(kind, k):
+    one, several = dealt(3)
+    request = ann_pb2.SearchRequest(k=1000, **KINDS[kind])
+    expected = answer(one, request)
+    ends = np.cumsum(expected.counts)
+    wanted = [part.tolist() for part in np.split(np.array(expected.item_ids), ends[:-1])]
+    request.k = k
+    pages = [[] for _ in wanted]
+    for _ in range(240 // k + 2):
+        got = routed(several, request)
+        for query, part in enumerate(np.split(np.array(got.item_ids), np.cumsum(got.counts)[:-1])):
+            pages[query] += part.tolist()
+        if not any(got.cursors):
+            break
+        request.cursors[:] = got.cursors
+    assert pages == wanted
+    assert not any(got.cursors)
+
+
+def test_pages_of_a_partial_answer_go_on_without_the_shard_that_was_missing():
+    _, several = dealt(2)
+    request = ann_pb2.SearchRequest(k=100, **KINDS["vectors"])
+    first = routed(several, request, dead={1})
+    request.cursors[:] = first.cursors
+    assert understood(request, 2).absent == [1]
+    second = routed(several, request)
+    assert sum(first.counts) + sum(second.counts) == 5 * several[0].items
+
+
+def test_a_shard_that_dies_between_pages_is_taken_up_again_where_it_was():
+    _, several = dealt(2)
+    request = ann_pb2.SearchRequest(k=10, vectors=QUERIES[:1].tobytes())
+    seen = list((first := routed(several, request)).item_ids)
+    request.cursors[:] = first.cursors
+    seen += (second := routed(several, request, dead={0})).item_ids
+    request.k, request.cursors[:] = 240, second.cursors
+    seen += (third := routed(several, request)).item_ids
+    assert len(set(seen)) == len(seen)
+    assert list(third.scores) == sorted(third.scores, reverse=True)
+    assert third.scores[0] <= second.scores[-1]
+    assert set(several[0].segments[0].segment.ids.tolist()) & set(third.item_ids)
+
+
+def test_cursors_of_another_number_than_the_queries_are_refused():
+    _, several = dealt(2)
+    request = ann_pb2.SearchRequest(k=10, **KINDS["item_ids"])
+    request.cursors[:] = routed(several, request).cursors[:2]
+    with pytest.raises(FieldError, match="cursors: has 2; send one a query"):
+        understood(request, 2)
+    with pytest.raises(FieldError, match="cursors: has 4 where there are 5 queries"):
+        joined(
+            understood(ann_pb2.SearchRequest(k=1, vectors=bytes(640)), 2),
+            [Leg(owned(2)[0], None, range(4), answer=ann_pb2.SearchResponse(counts=[0] * 5))],
+            owned(2),
+        )
 
 
 # Writing.

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
+from services.ann.router import addresses
 from services.ann.router import shards as fleets
+from services.ann.router.addresses import Target, targets_of
 from services.ann.router.fanout import CallerGoneError, Leg, fan_out
 from services.ann.router.settings import parse_shards
 from services.ann.router.shards import Fleet, Shard
@@ -78,7 +80,8 @@ class Scripts(Fleet):
     """A fleet of scripted replicas, which nobody looks after."""
 
     def __init__(self, *shards):
-        self.shards = tuple(Shard(i, len(shards), [], None) for i in range(len(shards)))
+        names = [[replica.address for replica in replicas] for replicas in shards]
+        self.shards = tuple(Shard(i, len(shards), names[i], None) for i in range(len(shards)))
         self._names = {"": None}
         for shard, replicas in zip(self.shards, shards, strict=True):
             shard.replicas = replicas
@@ -186,3 +189,39 @@ def test_nobody_waits_for_a_caller_who_has_gone():
     with pytest.raises(CallerGoneError):
         call(Scripts((silent,)), context=Context())
     assert silent.cancelled == 1
+
+
+# Addresses.
+
+
+def test_a_name_stands_for_every_server_that_dns_has_and_numbers_for_themselves(monkeypatch):
+    rows = [(None, None, None, "", (ip, 7001)) for ip in ("10.0.0.2", "10.0.0.1", "10.0.0.2", "fd00::1")]
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda host, port, type: rows)
+    assert targets_of("ann-shard-0:7001") == [
+        Target(target, "ann-shard-0") for target in ("10.0.0.1:7001", "10.0.0.2:7001", "[fd00::1]:7001")
+    ]
+    for plain in ("10.0.0.1:7001", "[::1]:7001", "dns:///ann:7001"):
+        assert targets_of(plain) == [Target(plain)]
+
+
+def test_replicas_come_and_go_with_the_name_and_stay_while_it_cannot_be_looked_up(monkeypatch):
+    found = {"ann:1": [Target("127.0.0.1:9"), Target("127.0.0.2:9")]}
+    monkeypatch.setattr(fleets, "targets_of", found.get)
+    shard = Shard(0, 1, ["ann:1"], None)
+    try:
+        shard.look_up()
+        first, second = shard.replicas
+        found["ann:1"] = [Target("127.0.0.2:9"), Target("127.0.0.3:9")]
+        first.in_flight = 1
+        shard.look_up()
+        assert shard.replicas[0] is second
+        assert [replica.address for replica in shard.replicas] == ["127.0.0.2:9", "127.0.0.3:9"]
+        assert shard._leaving == [first], "it is not closed under a call"
+        first.in_flight = 0
+        del found["ann:1"]
+        shard.look_up()
+        assert shard._leaving == []
+        assert shard.replicas[0] is second
+        assert len(shard.replicas) == 2
+    finally:
+        shard.close()

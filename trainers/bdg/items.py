@@ -1,6 +1,6 @@
 """Which items an index has, and whence each one's vector: the embeddings, as the updates have changed them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -42,14 +42,16 @@ class Items:
     def changed(self, last: Mapping[int, Update]) -> tuple[Self, int]:
         """With each item as its last update has it; and how many updates are of another kind of attribute, and left
         out. An upsert replaces an item whole, as a live index does."""
-        kinds = dict(self.attributes.kinds)
+        ordered = [last[item_id] for item_id in sorted(last)]
+        kinds = _kinds(self.attributes.kinds, ordered)
         upserts, dropped = [], []
-        for item_id, update in sorted(last.items()):
+        for update in ordered:
             if update.vector is None:
-                dropped.append(item_id)
+                dropped.append(update.item_id)
                 continue
             try:
-                kinds |= {n: kind_of(n, value, kinds.get(n)) for n, value in update.attributes.items()}
+                for attribute, value in update.attributes.items():
+                    kind_of(attribute, value, kinds[attribute])
             except FieldError:
                 continue
             upserts.append(update)
@@ -58,7 +60,9 @@ class Items:
         ids = np.concatenate([self.ids[kept], new])
         order = np.argsort(ids)
         sources = np.concatenate([self.sources[kept], -1 - np.arange(len(new))])
-        updated = np.array([update.vector for update in upserts], np.float32).reshape(len(new), -1)
+        updated = np.empty((len(new), self.embedded.shape[1]), np.float32)
+        for row, update in enumerate(upserts):
+            updated[row] = update.vector
         own = Attributes.concat(
             [self.attributes.take(kept), Attributes.of([update.attributes for update in upserts], kinds)]
         )
@@ -82,6 +86,17 @@ class Items:
         found[there] = self.embedded[sources[there]]
         found[~there] = self.updated[-1 - sources[~there]]
         return found
+
+
+def _kinds(known: Mapping[str, str], last: Iterable[Update]) -> dict[str, str]:
+    """Kinds of attributes: those that are known, else what the first value is; a number where some are whole."""
+    kinds = dict(known)
+    for update in last:
+        for name, value in update.attributes.items():
+            kind = kind_of(name, value)
+            if name not in known and {kind, kinds.setdefault(name, kind)} == {"integer", "number"}:
+                kinds[name] = "number"
+    return kinds
 
 
 def choose(vectors: Embeddings, splits: Sequence[str]) -> NDArray[np.int64]:

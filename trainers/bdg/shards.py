@@ -1,7 +1,5 @@
 """A shard of the index, from its items to its files; nothing as large as the items is held in memory."""
 
-import errno
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,8 +50,5 @@ def build_graph(
     graph = SegmentGraph(built.codes, built.edges, built.entries, built.items, built.starts)
     try:
         Segment(ids, codes, vectors, attributes, graph).write(out)
-    except OSError as error:  # of a short write numpy says how much was written, not why
-        code = error.errno or errno.ENOSPC
-        raise OSError(
-            code, f"{os.strerror(code)}; make room and run again: finished tasks are kept", str(out)
-        ) from error
+    except OSError as error:
+        raise files.unwritten(error, out) from error

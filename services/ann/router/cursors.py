@@ -1,34 +1,36 @@
-"""The cursor of a merged answer: the last result's key, and for each shard where its own results go on."""
+"""The cursor of a merged answer: the last result, and for each shard the version it is of and how much it gave."""
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vitrine.ann import cursor
 from vitrine.errors import FieldError
 
-_HEAD = struct.Struct(">2sdQH")  # magic, key, id, shards
-_SHARD = struct.Struct(">BH")  # state, bytes of the shard's own cursor
+_HEAD = struct.Struct("<2sfQHB")  # magic, key, id, shards, versions; then each version's length and name
+_SHARD = struct.Struct("<BI")  # which of the versions, or one of these two; results taken
+_ENDED, _ABSENT = 254, 255
 _MAGIC = b"R1"
-
-
-class State(enum.IntEnum):
-    """How a shard stands with a query."""
-
-    ENDED = 0  # it has no more results
-    ON = 1  # its results go on after its own cursor
-    AGAIN = 2  # its last results were few, and some are left: they are asked for again, from the same place
-    ABSENT = 3  # it was not there for the first page
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One shard's state; `cursor` is its own, of ON and AGAIN, empty where AGAIN is from the beginning."""
+    """How a shard stands with a query.
 
-    state: State
-    cursor: bytes = b""
+    version: that its results are of; "" where it was not there for the first page
+    taken:   its results so far
+    ended:   it has no more
+    """
+
+    version: str
+    taken: int = 0
+    ended: bool = False
+
+    @property
+    def absent(self) -> bool:
+        return not self.version and not self.ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,48 +41,49 @@ class Cursor:
     item_id: int
     places: tuple[Place, ...]
 
-    @property
-    def ended(self) -> bool:
-        return all(place.state is State.ENDED for place in self.places)
+    def of_shard(self, shard: int) -> bytes:
+        """The shard's own cursor; empty where its results begin at the first."""
+        place = self.places[shard]
+        return cursor.Cursor(place.version, self.key, self.item_id, place.taken).encode() if place.taken else b""
+
+    def encode(self) -> bytes:
+        """Empty where no shard has more."""
+        if all(place.ended for place in self.places):
+            return b""
+        versions = list(dict.fromkeys(place.version for place in self.places if place.version and not place.ended))
+        names = [version.encode() for version in versions]
+        parts = [_HEAD.pack(_MAGIC, self.key, self.item_id, len(self.places), len(names))]
+        parts += [bytes([len(name)]) + name for name in names]
+        for place in self.places:
+            which = _ENDED if place.ended else versions.index(place.version) if place.version else _ABSENT
+            parts.append(_SHARD.pack(which, place.taken))
+        return b"".join(parts)
 
 
-def encode(cursor: Cursor) -> bytes:
-    """Empty where no shard has more."""
-    if cursor.ended:
-        return b""
-    head = _HEAD.pack(_MAGIC, cursor.key, cursor.item_id, len(cursor.places))
-    return head + b"".join(_SHARD.pack(each.state, len(each.cursor)) + each.cursor for each in cursor.places)
-
-
-def decode(data: bytes, shards: int, field: str) -> Cursor:
+def decode(data: bytes, shards: int) -> Cursor:
     """Inverse of `encode`. Raises FieldError for what is no cursor of a router with so many shards."""
     if not data:
-        return Cursor(float("inf"), 0, (Place(State.ENDED),) * shards)
+        return Cursor(float("inf"), 0, (Place("", ended=True),) * shards)
     try:
-        magic, key, item_id, count = _HEAD.unpack_from(data)
-        at, places = _HEAD.size, []
+        magic, key, item_id, count, named = _HEAD.unpack_from(data)
+        at, versions, places = _HEAD.size, [], []
+        for _ in range(named):
+            versions.append(data[at + 1 : at + 1 + data[at]].decode("ascii"))
+            at += 1 + data[at]
         for _ in range(count):
-            state, size = _SHARD.unpack_from(data, at)
+            which, taken = _SHARD.unpack_from(data, at)
             at += _SHARD.size
-            places.append(Place(State(state), data[at : at + size]))
-            at += size
-    except (struct.error, ValueError):
+            places.append(Place("" if which >= _ENDED else versions[which], taken, which == _ENDED))
+    except (struct.error, ValueError, IndexError):
         magic = b""
     if magic != _MAGIC or at != len(data):
-        raise FieldError(field, "is no cursor of a response of this router")
+        raise FieldError(
+            "cursors", "is no cursor of this router; pass on those of the response before, as they are"
+        )
     if count != shards:
-        raise FieldError(field, f"is of an index of {count} shards, this one has {shards}; begin without cursors")
+        raise FieldError("cursors", f"is of an index of {count} shards, here are {shards}; begin anew without it")
     return Cursor(key, item_id, tuple(places))
 
 
-def moved(place: Place, key: float, item_id: int, fewer: int) -> Place:
-    """The place after the merged result (key, item_id), where `fewer` of the shard's own results were not taken."""
-    if place.state is not State.ON:
-        return place
-    from vitrine.ann import cursor
-
-    return Place(State.ON, cursor.moved(place.cursor, key, item_id, fewer))
-
-
-def decode_all(cursors: Sequence[bytes], shards: int) -> list[Cursor]:
-    return [decode(data, shards, f"cursors[{i}]") for i, data in enumerate(cursors)]
+def decode_all(cursors: Sequence[bytes], shards: int) -> tuple[Cursor, ...]:
+    return tuple(decode(data, shards) for data in cursors)

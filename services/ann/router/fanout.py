@@ -88,24 +88,28 @@ def fan_out(
     legs: Sequence[Leg],
     left_s: float,
     *,
+    version: str | None = None,
     hedge_s: float = 0.0,
     context: grpc.ServicerContext | None = None,
 ) -> None:
     """Ends every leg with an answer or a failure within `left_s`. Raises CallerGoneError where the caller leaves.
 
     A replica that is UNAVAILABLE has the leg taken to another one; of all methods a repeated call does no harm.
+    version: replicas of this one are preferred; None for that which most shards have
     hedge_s: after so long without an answer another replica is asked as well, and the first to answer counts
     """
-    _FanOut(fleet, method, legs, left_s, hedge_s).run(context)
+    _FanOut(fleet, method, legs, left_s, version, hedge_s).run(context)
 
 
 class _FanOut:
-    def __init__(self, fleet: Fleet, method: str, legs: Sequence[Leg], left_s: float, hedge_s: float) -> None:
+    def __init__(
+        self, fleet: Fleet, method: str, legs: Sequence[Leg], left_s: float, version: str | None, hedge_s: float
+    ) -> None:
         self._method, self._legs, self._hedge_s = method, legs, hedge_s
         self._begun = time.monotonic()
         self._deadline = self._begun + left_s
         self._name: str = legs[0].request.index if legs else ""
-        self._version = fleet.version(self._name)
+        self._version = version or fleet.version(self._name)
         self._events: queue.SimpleQueue[tuple[Leg, Replica, Any] | None] = queue.SimpleQueue()
         # (when, tie, what): what is to be done at a time.
         self._later: list[tuple[float, int, Callable[[], None]]] = []

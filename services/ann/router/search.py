@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from services.ann.router.cursors import Cursor, Place, State, decode_all, encode, moved
+from services.ann.router.cursors import Cursor, Place, decode_all
 from services.ann.router.fanout import Leg
 from services.ann.router.merge import Merged, Part, merge
 from services.ann.router.shards import Shard
@@ -38,16 +38,21 @@ class Asked:
         return self.kind != "codes"
 
     @property
+    def version(self) -> str | None:
+        """That the pages before are of, mostly; None for the first page."""
+        found = Counter(place.version for cursor in self.cursors for place in cursor.places if place.version)
+        return found.most_common(1)[0][0] if found else None
+
+    @property
     def absent(self) -> list[int]:
         """Numbers of the shards that some query does not go on in, since they did not answer its first page."""
-        places = [enumerate(cursor.places) for cursor in self.cursors]
-        return sorted({i for each in places for i, place in each if place.state is State.ABSENT})
+        return sorted({i for cursor in self.cursors for i, place in enumerate(cursor.places) if place.absent})
 
 
 def understood(request: ann_pb2.SearchRequest, shards: int, vectors: Sequence[bytes] = ()) -> Asked:
     """Raises FieldError for cursors that are none, or of another number than the queries."""
     kind = kind_of(request)
-    cursors = tuple(decode_all(request.cursors, shards)) if kind else ()
+    cursors = decode_all(request.cursors, shards) if kind else ()
     if cursors:
         queries = {
             "item_ids": len(request.item_ids),
@@ -77,10 +82,10 @@ def search_legs(shards: Sequence[Shard], asked: Asked) -> list[Leg]:
         # Queries of one shard that can stand in one request: of one kind, all with a cursor or all without.
         alike: dict[tuple[bool, bool], list[int]] = {}
         for i in range(queries):
-            place = asked.cursors[i].places[shard.number] if asked.cursors else Place(State.AGAIN)
-            if place.state in (State.ON, State.AGAIN):
+            place = asked.cursors[i].places[shard.number] if asked.cursors else None
+            if place is None or not (place.ended or place.absent):
                 own = owners is not None and bool(owners[i] == shard.number)
-                alike.setdefault((own, bool(place.cursor)), []).append(i)
+                alike.setdefault((own, bool(place and place.taken)), []).append(i)
         legs += [Leg(shard, _of_rows(asked, shard, rows, own=own), rows) for (own, _), rows in alike.items()]
     return legs
 
@@ -101,15 +106,15 @@ def _of_rows(asked: Asked, shard: Shard, rows: Sequence[int], *, own: bool) -> a
         size = len(whole) // len(asked.cursors)
         setattr(request, asked.kind, b"".join(whole[i * size : (i + 1) * size] for i in rows))
     if asked.cursors:
-        own_cursors = [asked.cursors[i].places[shard.number].cursor for i in rows]
-        request.cursors.extend(cursor for cursor in own_cursors if cursor)
+        own_cursors = [asked.cursors[i].of_shard(shard.number) for i in rows]
+        request.cursors.extend(filter(None, own_cursors))  # all of them, or none
     return request
 
 
 def joined(asked: Asked, legs: Sequence[Leg], shards: Sequence[Shard]) -> ann_pb2.SearchResponse:
     """One answer of those legs that have one."""
     answered = [leg for leg in legs if leg.answer is not None]
-    parts = [_after_cursors(asked, _part(leg)) for leg in answered]
+    parts = [_part(leg) for leg in answered]
     queries = 1 + max((int(part.rows.max()) for part in parts if len(part.rows)), default=-1)
     queries = max(queries, len(asked.cursors), len(asked.vectors))
     merged = merge(parts, queries, asked.request.k, by_score=asked.by_score, grouped=bool(asked.request.group_by))
@@ -124,37 +129,11 @@ def joined(asked: Asked, legs: Sequence[Leg], shards: Sequence[Shard]) -> ann_pb
 
 
 def _part(leg: Leg) -> Part:
-    rows = np.arange(len(leg.answer.counts)) if leg.rows is None else np.array(leg.rows, np.int64)
+    queries = len(leg.answer.counts)
+    rows = np.arange(queries) if leg.rows is None else np.array(leg.rows, np.int64)
+    if len(rows) != queries:  # bytes have no rows: five queries cut into four are read as another number
+        raise FieldError("cursors", f"has {len(rows)} where there are {queries} queries; send one a query")
     return Part(leg.answer, rows)
-
-
-def _after_cursors(asked: Asked, part: Part) -> Part:
-    """Without what pages before had: of places AGAIN."""
-    if not asked.cursors:
-        return part
-    answer = part.answer
-    query = np.repeat(part.rows, answer.counts)
-    keys = _keys(asked, answer.scores, answer.distances)
-    ids = np.array(answer.item_ids, np.uint64)
-    last_keys = np.array([cursor.key for cursor in asked.cursors])[query]
-    last_ids = np.array([cursor.item_id for cursor in asked.cursors], np.uint64)[query]
-    after = (keys > last_keys) | ((keys == last_keys) & (ids > last_ids))
-    if after.all():
-        return part
-    kept = ann_pb2.SearchResponse(
-        version=answer.version,
-        counts=np.bincount(query[after], minlength=len(asked.cursors))[part.rows].tolist(),
-        item_ids=ids[after].tolist(),
-        distances=np.array(answer.distances)[after].tolist(),
-        scores=np.array(answer.scores, np.float32)[after].tolist() if answer.scores else (),
-        groups=[answer.groups[i] for i in np.flatnonzero(after)] if answer.groups else (),
-        cursors=answer.cursors,
-    )
-    return Part(kept, part.rows)
-
-
-def _keys(asked: Asked, scores: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
-    return -np.array(scores, np.float64) if asked.by_score else np.array(distances, np.float64)
 
 
 def _cursors(
@@ -171,7 +150,7 @@ def _cursors(
         for number, (leg, part) in enumerate(zip(answered, parts, strict=True))
         for row, query in enumerate(part.rows)
     }
-    keys = _keys(asked, () if merged.scores is None else merged.scores, merged.distances)
+    keys = merged.distances if merged.scores is None else -merged.scores
     ends = np.cumsum(merged.counts)
     for query in range(queries):
         before = asked.cursors[query] if asked.cursors else None
@@ -183,20 +162,13 @@ def _cursors(
             key, item_id = -np.inf, 0
         places = []
         for shard in shards:
-            was = before.places[shard.number] if before else Place(State.AGAIN)
+            was = before.places[shard.number] if before else Place("")
             found = of.get((shard.number, query))
             if found is None:  # not asked, or without an answer
-                absent = before is None
-                places.append(Place(State.ABSENT) if absent else moved(was, key, item_id, 0))
+                places.append(was)
                 continue
             number, row = found
-            part = parts[number]
-            own = part.answer.cursors[row] if part.answer.cursors else b""
-            left = part.answer.counts[row] - int(merged.taken[number, query])
-            if left and not own:
-                places.append(Place(State.AGAIN, was.cursor))
-            elif own:
-                places.append(moved(Place(State.ON, own), key, item_id, left) if left else Place(State.ON, own))
-            else:
-                places.append(Place(State.ENDED))
-        yield encode(Cursor(key, item_id, tuple(places)))
+            answer, taken = parts[number].answer, int(merged.taken[number, query])
+            more = taken < answer.counts[row] or bool(answer.cursors and answer.cursors[row])
+            places.append(Place(answer.version, was.taken + taken, not more))
+        yield Cursor(key, item_id, tuple(places)).encode()

@@ -49,8 +49,9 @@ class RouterServicer(ann_pb2_grpc.AnnServiceServicer):
                 f"cursors: are of a partial answer, without {shards[absent[0]].name}; allow_partial, or begin anew",
             )
         legs = search_legs(shards, asked)
-        call.make("Search", legs, partly=request.allow_partial)
-        _agree(self._fleet, request.index, legs, call)
+        call.make("Search", legs, partly=request.allow_partial, version=asked.version)
+        if not asked.cursors:  # which hold a shard to the version that they are of
+            _agree(self._fleet, request.index, legs, call)
         response = joined(asked, legs, shards)
         response.shards.extend(_told(asked, legs, len(shards)))
         versions = {each.version for each in response.shards if each.version}
@@ -109,17 +110,19 @@ class _Call:
         left = _PATIENCE_S if left is None else left
         self._deadline = time.monotonic() + left - min(0.02, left / 10)
 
-    def try_(self, method: str, legs: Sequence[Leg]) -> None:
+    def try_(self, method: str, legs: Sequence[Leg], *, version: str | None = None) -> None:
         """Ends every leg with an answer or a failure."""
         left_s = self._deadline - time.monotonic()
         try:
-            fan_out(self._fleet, method, legs, left_s, hedge_s=self._hedge_s, context=self._context)
+            fan_out(
+                self._fleet, method, legs, left_s, version=version, hedge_s=self._hedge_s, context=self._context
+            )
         except CallerGoneError:
             self._context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
 
-    def make(self, method: str, legs: Sequence[Leg], *, partly: bool = False) -> None:
+    def make(self, method: str, legs: Sequence[Leg], *, partly: bool = False, version: str | None = None) -> None:
         """Ends the caller's call where a leg fails; with `partly`, where all do or it is the caller's fault."""
-        self.try_(method, legs)
+        self.try_(method, legs, version=version)
         failures = [leg.failure for leg in legs if leg.failure is not None]
         theirs = [failure for failure in failures if failure.code in CALLERS_FAULT]
         if theirs or (failures and (not partly or len(failures) == len(legs))):

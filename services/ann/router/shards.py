@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import grpc
 
+from services.ann.router.addresses import Target, targets_of
 from vitrine.api.ann.v1 import ann_pb2, ann_pb2_grpc
 from vitrine.channels import Channel, Security
 from vitrine.runtime import logs
@@ -30,20 +31,21 @@ ready_replicas = Readings("vitrine_ann_router_ready_replicas", "Replicas of a sh
 class Replica:
     """One server of a shard.
 
+    name:      the address of the settings that it stands behind; several servers may
     ready:     connected, and its health says SERVING: grpc's channel watches that (vitrine/channels.py)
     in_flight: calls of this router that it has not answered
     versions:  by index name as asked for, the version that it answered from last
     misplaced: why it cannot be this shard; empty where it can
     """
 
-    def __init__(self, shard: Shard, address: str, security: Security | None) -> None:
-        self.address = address
+    def __init__(self, shard: Shard, name: str, target: Target, security: Security | None) -> None:
+        self.name, self.address = name, target.target
         self.ready = False
         self.in_flight = 0
         self.versions: dict[str, str] = {}
         self.misplaced = ""
         self._shard = shard
-        self._channel = Channel(address, security, retries=False)
+        self._channel = Channel(target.target, security, retries=False, certified_as=target.certified_as)
         self._stub = ann_pb2_grpc.AnnServiceStub(cast(grpc.Channel, self._channel))
         self._watched: grpc.Channel | None = None
         self.watch()
@@ -115,11 +117,13 @@ class Shard:
 
     def __init__(self, number: int, of: int, addresses: Sequence[str], security: Security | None) -> None:
         self.number, self.of = number, of
+        self.addresses = tuple(addresses)
         self.seen = False  # whether it has ever had a replica that takes calls
+        self.replicas: tuple[Replica, ...] = ()
+        self._security = security
         self._lock = threading.Lock()
         self._lost_at = -_GRACE_S
-        self.replicas: tuple[Replica, ...] = ()
-        self.replicas = tuple(Replica(self, address, security) for address in addresses)
+        self._leaving: list[Replica] = []
 
     @property
     def usable(self) -> bool:
@@ -132,7 +136,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        return f"shard {self.number} of {self.of} ({', '.join(replica.address for replica in self.replicas)})"
+        return f"shard {self.number} of {self.of} ({', '.join(self.addresses)})"
 
     @property
     def trouble(self) -> str | None:
@@ -153,6 +157,26 @@ class Shard:
             fresh = [replica for replica in fresh if replica.versions.get(name) == version] or fresh
         return min(fresh, key=lambda replica: (replica.in_flight, random.random()), default=None)
 
+    def look_up(self) -> None:
+        """Replicas of the servers that the addresses' names have now; those that are gone get no more calls.
+
+        While a name cannot be looked up, its servers stay: what ends is known by their health.
+        """
+        known = {(replica.name, replica.address): replica for replica in self.replicas}
+        now: list[Replica] = []
+        for name in self.addresses:
+            targets = targets_of(name)
+            if targets is None:
+                now += [replica for replica in self.replicas if replica.name == name]
+                continue
+            for target in targets:
+                now.append(known.get((name, target.target)) or Replica(self, name, target, self._security))
+        self._leaving += [replica for replica in self.replicas if replica not in now]
+        self.replicas = tuple(now)
+        for replica in [each for each in self._leaving if each.in_flight == 0]:
+            replica.close()
+            self._leaving.remove(replica)
+
     def count(self, replica: Replica, change: int) -> None:
         with self._lock:
             replica.in_flight += change
@@ -166,12 +190,12 @@ class Shard:
             self._lost_at = time.monotonic()
 
     def close(self) -> None:
-        for replica in self.replicas:
+        for replica in (*self.replicas, *self._leaving):
             replica.close()
 
 
 class Fleet:
-    """All shards, and a thread that keeps the replicas' versions known until `close`."""
+    """All shards, and a thread that keeps their replicas and the versions of these known until `close`."""
 
     def __init__(
         self, addresses: Sequence[Sequence[str]], security: Security | None, *, look_s: float = 1.0
@@ -233,7 +257,10 @@ class Fleet:
         return {str(shard.number): float(sum(map(value, shard.replicas))) for shard in self.shards}
 
     def _run(self) -> None:
-        while not self._closed.wait(self._look_s):
+        while True:
             for shard in self.shards:
+                shard.look_up()
                 for replica in shard.replicas:
                     replica.look(tuple(self._names), self._look_s)
+            if self._closed.wait(self._look_s):
+                return

@@ -16,8 +16,6 @@ from vitrine.ann.build.executors import Executor, Task, Threads
 from vitrine.ann.build.parameters import Parameters
 from vitrine.errors import FieldError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 Shown = Callable[[str, float], None]
 
 
@@ -174,14 +172,12 @@ class _Steps:
 
 @contextmanager
 def _named(stage: str, folder: Path) -> Iterator[None]:
-    """An OSError names the stage, and says what to do about a full disk."""
+    """An OSError names the stage."""
     try:
         yield
     except OSError as error:
         why = f"build stage {stage}: {error.strerror or error}"
-        if error.errno in _NO_ROOM:
-            why += "; make room and run again: finished tasks are kept"
-        raise OSError(error.errno or errno.EIO, why, str(folder)) from error
+        raise OSError(error.errno or errno.EIO, why, error.filename or str(folder)) from error
 
 
 def _plain(call: tuple[Any, ...]) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 UNUSED = 2**32 - 1  # in a row of nodes, from the first unused slot on
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHUNK = 1 << 16  # rows that a pass over an array has in memory
 
 
@@ -36,9 +37,9 @@ def create(folder: Path, name: str, shape: tuple[int, ...], dtype: DTypeLike) ->
         made = np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    except OSError:
+    except OSError as error:
         path.unlink(missing_ok=True)
-        raise
+        raise unwritten(error, path) from error
     return made.view(np.ndarray)
 
 
@@ -65,9 +66,15 @@ def save(folder: Path, name: str, values: NDArray[Any]) -> None:
         np.save(part, values, allow_pickle=False)
     except OSError as error:
         part.unlink(missing_ok=True)
-        # Of a short write numpy says how much was written, not why.
-        raise error if error.errno else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part)) from error
+        raise unwritten(error, part) from error
     part.replace(folder / f"{name}.npy")
+
+
+def unwritten(error: OSError, path: Path) -> OSError:
+    """The error of a failed write with its reason, the file, and what to do about a full disk."""
+    code = error.errno or errno.ENOSPC  # of a short write numpy says how much was written, not why
+    hint = "; make room and run again: finished tasks are kept" if code in _NO_ROOM else ""
+    return OSError(code, os.strerror(code) + hint, str(path))
 
 
 def _open(folder: Path, name: str, mode: str) -> NDArray[Any]:
