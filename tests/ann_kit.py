@@ -87,7 +87,7 @@ def publish_index(
     return store.publish("binary-index", scratch, schema=1, parents={"embeddings": parent.version})
 
 
-def live_base(items: Mapping[int, NDArray[np.float32]], *, seed: int = 0, bits: int = 64) -> BinaryIndex:
+def live_base(items: Mapping[int, NDArray[np.float32]], *, seed: int = 0, bits: int = 128) -> BinaryIndex:
     """An index of these items (id -> unit vector) with a graph, their codes by a hash function of this seed."""
     ids = np.array(sorted(items), np.uint64)
     vectors = np.stack([items[int(item)] for item in ids])

@@ -20,8 +20,9 @@ from vitrine.runtime import kafka, process, topics
 from vitrine.runtime.contained import offsets
 from vitrine.runtime.embedded import EmbeddedStack
 
-DIM, BITS = 16, 64
+DIM, BITS = 16, 128
 INDEX = "binary-index"
+OVER_RECALL = 100
 
 
 class Replica:
@@ -169,17 +170,29 @@ class AnnLive:
         assert replica.call("Stats", ann_pb2.StatsRequest()).items == len(self.model)
 
     def check_search(self, replica: Replica, query: np.ndarray, k: int = 10) -> None:
-        """An exact search finds the nearest of the model, and nothing that was deleted."""
+        """A search gives items of the model alone, by the vectors that they have now, and where it looks at all of
+        them the nearest."""
         answer = self.search(replica, query, k)
-        ids = np.array(list(self.model), np.uint64)
-        scores = np.stack([np.frombuffer(row, np.float32) for row in self.model.values()]) @ query
-        assert set(answer.item_ids) <= set(self.model), f"deleted: {set(answer.item_ids) - set(self.model)}"
-        assert len(answer.item_ids) == min(k, len(ids))
-        best = np.sort(scores)[::-1][: len(answer.item_ids)]
-        assert np.abs(np.array(answer.scores) - best).max() < 1e-5
+        found = list(answer.item_ids)
+        assert set(found) <= set(self.model), f"deleted: {set(found) - set(self.model)}"
+        assert len(set(found)) == len(found) == min(k, len(self.model))
+        given = np.array(answer.scores)
+        assert np.abs(given - self._rows(found) @ query).max() < 1e-5, "by a vector from before"
+        if len(self.model) <= OVER_RECALL * k:
+            best = np.sort(self._rows(list(self.model)) @ query)[::-1][:k]
+            assert np.abs(given - best).max() < 1e-5
+
+    def check_found(self, replica: Replica, item: int) -> None:
+        """An item's own vector finds it."""
+        found = self.search(replica, self._rows([item])[0], 1)
+        assert found.scores[0] > 1 - 1e-5
+        assert found.item_ids[0] in self.model
+
+    def _rows(self, items: list[int]) -> np.ndarray:
+        return np.stack([np.frombuffer(self.model[item], np.float32) for item in items])
 
     def search(self, replica: Replica, query: np.ndarray, k: int) -> ann_pb2.SearchResponse:
-        request = ann_pb2.SearchRequest(vectors=query.astype("<f4").tobytes(), k=k, over_recall=100)
+        request = ann_pb2.SearchRequest(vectors=query.astype("<f4").tobytes(), k=k, over_recall=OVER_RECALL)
         return replica.call("Search", self._with_sequences(request))
 
     def wait_shown(self, replica: Replica) -> None:

@@ -31,7 +31,7 @@ from vitrine.runtime.settings import ENV_PREFIX, Settings
 _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 ROOT = Path(__file__).resolve().parents[1]
-PORTS = {"ann": 7001, "matching": 7002, "ctr": 7003, "console": 7004}
+PORTS = {"ann": 7001, "matching": 7002, "ctr": 7003, "console": 7004, "ann-router": 7005}
 HEALTH_PORT, METRICS_PORT = 7090, 9090
 
 # Variables of others that our containers may have, and whose they are.
@@ -129,17 +129,20 @@ def image_folders(target: str) -> set[str]:
 
 
 def _settings_class(service: str) -> type[Settings]:
+    from services.ann.router.settings import RouterSettings
+    from services.ann.settings import AnnSettings
     from services.console.settings import ConsoleSettings
     from services.matching.settings import ServerSettings, WorkerSettings
     from vitrine.runtime.follow import FollowSettings
 
-    classes = {"ann": FollowSettings, "ctr": FollowSettings, "matching": ServerSettings, "console": ConsoleSettings}
-    return {**classes, "worker": WorkerSettings}[service]
+    classes = {"ann": AnnSettings, "ctr": FollowSettings, "matching": ServerSettings, "console": ConsoleSettings}
+    return {**classes, "worker": WorkerSettings, "ann-router": RouterSettings}[service]
 
 
 def trainer_command(name: str) -> Any:
     """A trainer's own command line."""
-    module = {"des": "trainers.des.main", "softmax": "trainers.softmax.job"}.get(name, f"trainers.{name}.train")
+    named = {"des": "main", "softmax": "job", "bdg": "command"}
+    module = f"trainers.{name}.{named.get(name, 'train')}"
     own = typer.Typer()
     own.command()(importlib.import_module(module).main)
     return typer.main.get_command(own)
@@ -166,7 +169,7 @@ def _parse_click(command: Any, args: Sequence[str]) -> tuple[Any, Any]:
 
 
 def _client_variables(service: str) -> frozenset[str]:
-    if service != "console":
+    if service not in ("console", "ann-router"):
         return frozenset()
     return frozenset(f"VITRINE_CLIENT_{name.upper()}" for name in ("ca", "cert", "key", "token_file"))
 
@@ -180,7 +183,7 @@ def _service(service: str, flags: Sequence[str]) -> Command:
             runtime_settings.load(cls, list(flags), prog=service)
     except SystemExit as error:
         raise CommandError(f"{service}: its settings are refused: {told.getvalue().strip()}") from error
-    if service == "console":
+    if service in ("console", "ann-router"):
         Security.from_environment()
     return Command(service, reads, frozenset({"services"}), cls)
 

@@ -40,7 +40,8 @@ class Operations:
     def search(self) -> None:
         for query in self.vectors(4):
             self.run.check_search(self.replica, query)
-        self.done += 4
+        self.run.check_found(self.replica, int(self.rng.choice(list(self.run.model))))
+        self.done += 5
 
     def swap(self) -> None:
         version = self.run.publish(seed=int(self.rng.integers(100)))

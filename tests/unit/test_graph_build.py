@@ -154,6 +154,21 @@ def test_codes_whose_hashes_collide_are_told_apart(monkeypatch, tmp_path):
         assert (rows[graph.items[graph.starts[node] : graph.starts[node + 1]]] == graph.codes[node]).all()
 
 
+def test_a_ball_of_codes_is_cut_into_clusters_of_bounded_size(tmp_path, monkeypatch):
+    from vitrine.ann.build import files, partition, split
+
+    monkeypatch.setattr(partition, "CLUSTER", 250)
+    monkeypatch.setattr(split, "CLUSTER", 250)
+    flips = np.random.default_rng(4).random((6_000, 512)) < 0.05
+    rows = np.packbits(flips, axis=1, bitorder="little").view("<u8")
+    graph = build(rows, tmp_path / "one", SMALL)
+    counts = np.bincount(files.read(tmp_path / "one", "tops").reshape(-1))
+    assert len(files.read(tmp_path / "one", "split-0")) > 0
+    assert counts.max() <= 4 * 250
+    assert counts.sum() == 2 * len(rows)
+    assert digest(build(rows, tmp_path / "two", SMALL, executor=Threads(3), memory_mb=1)) == digest(graph)
+
+
 def test_what_no_graph_can_be_made_of_is_refused_by_name(tmp_path):
     with pytest.raises(FieldError, match="rows"):
         build(np.zeros((0, 8), np.uint64), tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy_kit import HEALTH_PORT, METRICS_PORT, PORTS, ROOT, image_env, image_folders, stages, targets
+from vitrine.cli.applications import SERVICES
 
 TEXT = (ROOT / "Dockerfile").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -128,7 +129,7 @@ def test_everything_that_is_written_to_lies_in_a_volume_or_in_tmp():
 
 
 PROCESSES = ["vitrine.cli", "vitrine.runtime.probe", "services.matching.worker"]
-PROCESSES += [f"services.{name}.server" for name in PORTS]
+PROCESSES += [f"{module}.server" for module, *_ in SERVICES.values()]
 
 
 @pytest.mark.parametrize("module", PROCESSES)

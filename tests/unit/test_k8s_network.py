@@ -107,6 +107,7 @@ PROMETHEUS = End({"app": "prometheus"}, {"vitrine/prometheus": "true"})
 STRANGER, NEIGHBOUR = End({"app": "x"}, {"name": "elsewhere"}), End({"app": "x"})
 OUTSIDE = End(outside=True)
 PROCESSES = {"ann-shard-0": 7001, "matching": 7002, "ctr": 7003, "console": 7004, "worker": METRICS_PORT}
+OF_SHARDS = {"ann-shard-1": 7001, "ann-router": 7005}
 
 
 def addresses(pod: Pod, objects) -> set[tuple[str, int]]:
@@ -152,7 +153,7 @@ def test_every_pod_asks_for_names(rendered, name):
 @pytest.mark.parametrize("name", [*OVERLAYS, "all"])
 def test_front_ends_reach_calls_and_pages_and_prometheus_reaches_metrics(rendered, name):
     objects = rendered[name]
-    for process, port in PROCESSES.items():
+    for process, port in (PROCESSES | (OF_SHARDS if name == "all" else {})).items():
         target = one(objects, process)
         assert reaches(objects, FRONT_END, target, port) == (process != "worker"), process
         assert not reaches(objects, FRONT_END, target, METRICS_PORT), process

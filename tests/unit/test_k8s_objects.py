@@ -24,7 +24,7 @@ from tests.k8s_kit import (
 
 RENDERS = [*OVERLAYS, "base", *COMPONENTS, *map("+".join, itertools.combinations(COMPONENTS, 2)), "all"]
 # Made by operators or by hand, not by us; docs/deploy.md says what is in them.
-SECRETS = {"connections", "store", "callers", "console-token"}
+SECRETS = {"connections", "store", "callers", "console-token", "ann-router-token"}
 
 
 @pytest.fixture(scope="module")

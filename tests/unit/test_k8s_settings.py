@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from deploy import prometheus_rules
+from services.ann.router.settings import parse_shards
 from services.matching import worker
 from tests.deploy_kit import METRICS_PORT, PORTS, ROOT, command_of, interpolated, problems, targets
 from tests.k8s_kit import COMPONENTS, K8S, OVERLAYS, combined, container_of, kustomize, name_of, ours, pick, pods
@@ -80,7 +81,9 @@ def test_the_check_sees_a_wrong(what, rendered, image_root):
 
 def test_every_service_the_worker_and_every_trainer_runs_in_production(rendered, image_root):
     names = {command_of(c, image_root).name for c in containers(rendered["prod"])}
-    assert names >= {*SERVICES, "worker", *DISTRIBUTED, *PLAIN, "topics create"}
+    assert names >= {*SERVICES, "worker", *DISTRIBUTED, *PLAIN, "topics create"} - {"ann-router"}
+    (router,) = [c for c in containers(rendered["all"]) if c.where.startswith("Deployment/ann-router")]
+    assert command_of(router, image_root).name == "ann-router"
 
 
 def test_compose_and_kubernetes_run_the_same_services_on_the_same_ports(rendered):
@@ -227,7 +230,7 @@ def test_with_mtls_everything_that_calls_has_a_certificate_for_whom_it_calls(ren
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["scheme"] == "https"
     lasting = [pod for pod in pods(rendered["all"]) if pod.lasting and ours(pod)]
-    assert len(lasting) == 5
+    assert len(lasting) == 7
     for pod in lasting:
         container = container_of(pod, pod.containers()[0], rendered["all"])
         command, env = pod.containers()[0]["name"], container.env
@@ -235,8 +238,12 @@ def test_with_mtls_everything_that_calls_has_a_certificate_for_whom_it_calls(ren
         assert ("VITRINE_TLS_CLIENT_CA" in env) == (command != "console"), "people have tokens, no certificates"
         assert endpoint["tlsConfig"]["serverName"] in names[command]["dnsNames"]
         assert command in names[command]["dnsNames"]
-    (console,) = [c for c in containers(rendered["all"]) if c.where == "Deployment/console: console"]
-    assert {"VITRINE_CLIENT_CA", "VITRINE_CLIENT_CERT", "VITRINE_CLIENT_KEY"} <= console.env.keys()
+    callers = {c.where: c for c in containers(rendered["all"]) if c.where.startswith("Deployment/")}
+    console, router = (callers[f"Deployment/{name}: {name}"] for name in ("console", "ann-router"))
+    for caller in (console, router):
+        assert {"VITRINE_CLIENT_CA", "VITRINE_CLIENT_CERT", "VITRINE_CLIENT_KEY"} <= caller.env.keys()
+    for shard in parse_shards(router.env["VITRINE_SHARDS"]):
+        assert {address.partition(":")[0] for address in shard} <= set(names["ann"]["dnsNames"])
     assert "http://" not in console.env["VITRINE_METRICS_PAGES"]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from vitrine.ann.embeddings import Embeddings
@@ -50,13 +51,19 @@ def measure(index: BinaryIndex, vectors: Embeddings) -> Metrics:
         "recall_at_10_by_codes": recall(by_codes, bounds),
     }
     if len(held_out):
-        category = vectors.thumbnails(["category"])["category"].to_numpy(zero_copy_only=False)
+        category = vectors.thumbnails(["category"])["category"]
         place = np.minimum(np.searchsorted(vectors.ids, hits.ids), len(vectors.ids) - 1)
         known = vectors.ids[place] == hits.ids  # updates bring items that have no picture here
-        same = category[place] == np.repeat(category[rows], hits.counts)
+        same = _text(category, place) == np.repeat(_text(category, rows), hits.counts)
         if known.any():
             metrics["search_same_category_at_10"] = float(same[known].mean())
     return metrics
+
+
+def _text(column: pa.ChunkedArray, rows: NDArray[np.integer]) -> NDArray[np.object_]:
+    """A column's values in these rows."""
+    found: NDArray[np.object_] = column.take(pa.array(rows)).to_numpy()
+    return found
 
 
 def exact_bounds(parts: Sequence[NDArray[np.float32]], queries: NDArray[np.float32], k: int) -> NDArray[np.float32]:

@@ -66,7 +66,9 @@ def join(chosen: Sequence[tuple[Segment, Rows | None]]) -> Segment:
     attributes = [segment.attributes if rows is None else segment.attributes.take(rows) for segment, rows in chosen]
     return Segment(
         ids[order],
-        np.concatenate([segment.codes[:, rows] for segment, rows in picked], axis=1)[:, order],
+        np.ascontiguousarray(
+            np.concatenate([segment.codes[:, rows] for segment, rows in picked], axis=1)[:, order]
+        ),
         np.concatenate([segment.vectors[rows] for segment, rows in picked])[order],
         Attributes.concat(attributes).take(order),
     )

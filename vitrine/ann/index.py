@@ -393,12 +393,17 @@ class BinaryIndex:
 
     def _found(self, pools: Sequence[Pool], i: int, query: NDArray[np.float32] | None, pool: int) -> _Found:
         """The candidates of query i over all views, the `pool` of nearest codes, in the order of results."""
-        rows = [each.rows[i] for each in pools]
-        kept = [row[row != UNUSED] for row in rows]
-        distances = np.concatenate([each.distances[i, : len(row)] for each, row in zip(pools, kept, strict=True)])
-        views = np.repeat(np.arange(len(pools)), [len(row) for row in kept])
-        ids = np.concatenate([view.segment.ids[row] for view, row in zip(self.segments, kept, strict=True)])
-        row = np.concatenate(kept)
+        kept = [each.rows[i] for each in pools]
+        kept = [row if len(row) == 0 or row[-1] != UNUSED else row[row != UNUSED] for row in kept]
+        if len(pools) == 1:  # most indexes, most of the time
+            (row,) = kept
+            views, ids = np.zeros(len(row), np.intp), self.segments[0].segment.ids[row]
+            distances = pools[0].distances[i, : len(row)]
+        else:
+            distances = np.concatenate([p.distances[i, : len(row)] for p, row in zip(pools, kept, strict=True)])
+            views = np.repeat(np.arange(len(pools)), [len(row) for row in kept])
+            ids = np.concatenate([view.segment.ids[row] for view, row in zip(self.segments, kept, strict=True)])
+            row = np.concatenate(kept)
         if len(pools) > 1 and len(row) > pool:
             nearest = np.sort(np.lexsort((ids, distances))[:pool])
             views, row, ids, distances = views[nearest], row[nearest], ids[nearest], distances[nearest]

@@ -76,13 +76,16 @@ def _choose(name: str, names: tuple[str, ...], what: str) -> None:
 
 @app.command(context_settings=_PASS_ON)
 def serve(
-    context: typer.Context, service: Annotated[str, typer.Argument(help="ann, matching, ctr or console")]
+    context: typer.Context,
+    service: Annotated[str, typer.Argument(help="ann, ann-router, matching, ctr or console")],
 ) -> None:
     """Start a gRPC service, or the console. Flags after its name are its own; each is a VITRINE_ variable too.
 
     Examples:
 
         vitrine serve ann --store ./store --port 7001
+
+        vitrine serve ann-router --port 7005 --shards '127.0.0.1:7001,127.0.0.1:7011;127.0.0.1:7021'
 
         vitrine serve matching --store ./store --redis-url redis://127.0.0.1:6379 --kafka-url kafka://127.0.0.1:9092
 

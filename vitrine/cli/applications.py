@@ -10,6 +10,7 @@ from vitrine.artifacts import ArtifactStore
 
 SERVICES = {
     "ann": ["services.ann"],
+    "ann-router": ["services.ann.router"],
     "matching": ["services.matching", "server"],
     "ctr": ["services.ctr"],
     "console": ["services.console"],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrine.ann.build import collapse, edges, files, neighbours, order, partition, propagate
+from vitrine.ann.build import collapse, edges, files, neighbours, order, partition, propagate, split
 from vitrine.ann.build.executors import Executor, Task, Threads
 from vitrine.ann.build.parameters import Parameters
 from vitrine.errors import FieldError
@@ -96,10 +96,17 @@ def _level(
     nodes, words = files.read(folder, "codes").shape
     steps.run("centres", partition.centres, [(parameters,)])
     steps.run("assign", partition.assign, _ranges(nodes, words * 16, executor, memory_mb))
+    for turn in range(split.TURNS):
+        steps.run(f"split {turn}", split.choose, [(turn, parameters)])
+        if not len(files.read(folder, f"split-{turn}")):
+            break
+        steps.run(
+            f"deal {turn}", split.deal, [(*part, turn) for part in _ranges(nodes, words * 16, executor, memory_mb)]
+        )
     steps.run("shuffle", partition.shuffle, [()])
     steps.run("gather", partition.gather, _ranges(nodes, 1, executor, memory_mb))
     steps.run("prepare-neighbours", neighbours.prepare, [(parameters,)])
-    clusters = len(files.read(folder, "centres"))
+    clusters = split.clusters(folder)
     steps.run("neighbours", neighbours.find, [(cluster, parameters) for cluster in range(clusters)])
     _propagate(steps, nodes, parameters, executor, memory_mb)
     chunk = _ranges(nodes, parameters.forward * 12, executor, memory_mb)

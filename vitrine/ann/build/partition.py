@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrine import native
-from vitrine.ann.build import files, sorting
+from vitrine.ann.build import files, sorting, split
 from vitrine.ann.build.parameters import CLUSTER, MAX_CENTRES, Parameters
 
 _SAMPLED = 32  # nodes a centre that its bits are voted by
@@ -58,7 +58,7 @@ def shuffle(folder: Path) -> None:
     """
     codes, tops = files.read(folder, "codes"), files.read(folder, "tops")
     nodes, fan = tops.shape
-    clusters = len(files.read(folder, "centres"))
+    clusters = split.clusters(folder)
     homes = sorting.starts_of(sorting.counted(tops[:, 0], clusters, files.CHUNK))
     starts = sorting.starts_of(sorting.counted(tops.reshape(-1), clusters, files.CHUNK))
     files.save(folder, "home_starts", homes)
