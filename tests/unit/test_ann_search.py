@@ -115,7 +115,7 @@ def whole(build):
         everything = draws.permutation(np.arange(1, 701, dtype=np.uint64))
         later: set = set()
         for number, (size, graph) in enumerate(((400, True), (200, True), (60, False))):
-            ids = np.sort(everything[:size]) if graph else everything[:size]
+            ids = np.sort(everything[:size])
             vectors = unit_vectors(seed * 10 + number, size, DIM)
             if number == 1:
                 vectors[50:] = vectors[np.arange(150) % 50]  # four items a code

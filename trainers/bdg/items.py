@@ -71,6 +71,8 @@ class Items:
 
     def shard(self, number: int, shards: int) -> Self:
         """Those of one shard. Raises FieldError("shards") where it has none."""
+        if shards == 1:
+            return self
         rows = np.flatnonzero(shards_of(self.ids, shards) == number)
         if not len(rows):
             raise FieldError("shards", f"{shards} for {len(self.ids)} items leave shard {number} empty; use fewer")

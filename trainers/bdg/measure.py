@@ -30,7 +30,10 @@ def measure(index: BinaryIndex, vectors: Embeddings) -> Metrics:
     """
     indexed = np.zeros(len(vectors.ids), bool)
     for view in index.segments:
-        indexed |= np.isin(vectors.ids, view.segment.ids)
+        for start in range(0, len(view.segment.ids), _CHUNK):
+            ids = view.segment.ids[start : start + _CHUNK]
+            place = np.minimum(np.searchsorted(vectors.ids, ids), len(indexed) - 1)
+            indexed[place[vectors.ids[place] == ids]] = True
     held_out = np.flatnonzero(~indexed)
     pool = held_out if len(held_out) else np.arange(len(vectors.ids))
     rows = pool[np.linspace(0, len(pool) - 1, min(_QUERIES, len(pool))).astype(np.int64)]

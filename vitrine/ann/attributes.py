@@ -52,6 +52,11 @@ class Column:
         value: Value = self.values[row].item()
         return value
 
+    def some(self, rows: NDArray[np.integer]) -> list[Value]:
+        """Of items that have one."""
+        values: list[Value] = self.values[rows].tolist()
+        return [self.words[ordinal] for ordinal in values] if self.kind == "text" else values  # type: ignore[index]
+
     def take(self, rows: NDArray[np.integer]) -> Column:
         """Of these rows, in their order."""
         return Column(self.kind, self.values[rows], self.present[rows], self.words)

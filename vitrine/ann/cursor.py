@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vitrine.errors import FieldError
 
@@ -50,5 +51,11 @@ def decode(data: bytes, generation: str) -> Cursor:
     return Cursor(generation, key, item_id, taken)
 
 
+def too_far(most: int) -> FieldError:
+    """For a cursor after too many results."""
+    return FieldError("cursors", f"{most:,} results of the query were given; narrow the search with a filter")
+
+
+@lru_cache(8)
 def _digest(generation: str) -> bytes:
     return hashlib.sha256(generation.encode()).digest()[:8]

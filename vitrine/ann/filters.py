@@ -67,13 +67,20 @@ class Range:
     below: float | None = None
 
 
-Filter = All | Any | Not | Items | OneOf | Range
+@dataclass(frozen=True, slots=True)
+class Has:
+    """The item has the attribute."""
+
+    attribute: str
+
+
+Filter = All | Any | Not | Items | OneOf | Range | Has
 
 
 def check(wanted: Filter, kinds: Mapping[str, str]) -> None:
     """FieldError("filter") where it asks for an attribute that no item has, or in another kind's terms."""
     for condition in _conditions(wanted):
-        if not isinstance(condition, OneOf | Range):
+        if not isinstance(condition, OneOf | Range | Has):
             continue
         kind = kinds.get(condition.attribute)
         if kind is None:
@@ -82,7 +89,7 @@ def check(wanted: Filter, kinds: Mapping[str, str]) -> None:
         if isinstance(condition, Range):
             if kind == "text":
                 raise FieldError("filter", f"{condition.attribute} is text; ranges are of numbers")
-        else:
+        elif isinstance(condition, OneOf):
             for value in condition.values:
                 if isinstance(value, str) != (kind == "text"):
                     raise FieldError("filter", f"{condition.attribute} is {kind}, which {value!r} is not")
@@ -110,6 +117,8 @@ def mask(wanted: Filter, segment: Segment) -> Mask:
     column = segment.attributes.columns.get(wanted.attribute)
     if column is None:
         return np.zeros(len(segment.ids), bool)
+    if isinstance(wanted, Has):
+        return column.present
     found = _one_of(column, wanted) if isinstance(wanted, OneOf) else _within(column, wanted)
     return found & column.present
 

@@ -9,11 +9,13 @@ where there are re-rank codes coarse.safetensors.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +28,10 @@ from vitrine.ann.build import Executor, Parameters, build
 from vitrine.ann.filters import Filter, Mask
 from vitrine.ann.hashing import Codes, Floats, Hashing
 
-UNUSED = 2**32 - 1  # a row that is none
-TURNS = 4  # walks that take turns on a thread
+UNUSED = 2**32 - 1  # the distance of a candidate that is none
 ATTRIBUTES_FILE = "attributes.arrow"
 
 _MASKS = 16  # masks kept a segment; each is two bytes an item
-_GROWTH = 4  # of a walk's list beyond what it needs where allowed nodes are spread evenly
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.uint32]
@@ -62,11 +62,38 @@ class SegmentGraph:
         return len(self.codes)
 
     @cached_property
+    def one_each(self) -> bool:
+        """Whether no code repeats."""
+        return len(self.codes) == len(self.node_items)
+
+    @cached_property
     def node_of(self) -> NDArray[np.uint32]:
         """The node of each row, uint32 (n,)."""
         nodes = np.empty(len(self.node_items), np.uint32)
         nodes[self.node_items] = np.repeat(np.arange(self.nodes, dtype=np.uint32), np.diff(self.starts))
         return nodes
+
+
+class Masks:
+    """What filters allow, for the filters that were asked for last; safe for threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Filter, Allowed] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, wanted: Filter, make: Callable[[], Allowed]) -> Allowed:
+        """What is kept for it, or else made. Two threads may make the same."""
+        with self._lock:
+            found = self._kept.get(wanted)
+            if found is not None:
+                self._kept.move_to_end(wanted)
+                return found
+        made = make()
+        with self._lock:
+            self._kept[wanted] = made
+            if len(self._kept) > _MASKS:
+                self._kept.popitem(last=False)
+        return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +102,14 @@ class Allowed:
 
     rows:     bool (n,)
     count:    how many are
-    nodes:    bool (nodes,), nodes that have one of them; None without a graph
+    nodes:    bool (nodes,), nodes that have one of them, and perhaps others; None without a graph
     filtered: those of them that meet a filter
     """
 
     rows: Mask
     count: int
     nodes: Mask | None
-    filtered: dict[Filter, Allowed] = field(default_factory=dict, init=False, repr=False)
+    filtered: Masks = field(default_factory=lambda: Masks(), init=False, repr=False)
 
     @cached_property
     def ordered(self) -> Rows:
@@ -98,9 +125,9 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Candidates of each of q queries, nearest first, equal distances by id.
+    """Candidates of each of q queries, nearest first, equal distances by id; all queries have as many.
 
-    rows:      uint32 (q, p), UNUSED from a query's count on
+    rows:      uint32 (q, p)
     distances: uint32 (q, p)
     visited:   codes compared with, for all queries together
     """
@@ -110,12 +137,21 @@ class Pool:
     visited: int
 
 
+class Scanner(Protocol):
+    """Another machine's way to the nearest rows, which a segment prefers."""
+
+    def nearest(self, codes: NDArray[np.uint64], pool: int, allowed: Allowed | None) -> Pool | None:
+        """As `vitrine.ann.nearest.nearest`, exactly; None where it cannot."""
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Items under ids that are each once; ascending, except in a live index's newest rows.
+    """Items.
 
+    ids:     uint64 (n,), ascending
     codes:   uint64 (words, n), word-major
     vectors: float32 (n, dim), unit length
+    scanner: compares codes instead of the graph and the CPU
     """
 
     ids: Ids
@@ -123,166 +159,32 @@ class Segment:
     vectors: Floats
     attributes: Attributes
     graph: SegmentGraph | None = None
-    _masks: dict[Filter, Allowed] = field(default_factory=dict, init=False, repr=False)
-
-    @cached_property
-    def ascending(self) -> bool:
-        """Whether ids ascend."""
-        return bool((self.ids[1:] > self.ids[:-1]).all())
+    scanner: Scanner | None = None
+    _masks: Masks = field(default_factory=Masks, init=False, repr=False)
 
     def rows_of(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(rows, places): rows of those of the ids that are here, and where among `ids` each stands."""
-        order = None if self.ascending else np.argsort(self.ids, kind="stable")
-        known = self.ids if order is None else self.ids[order]
-        at = np.searchsorted(known, ids)
-        at[at == len(known)] = 0
-        places = np.flatnonzero(known[at] == ids) if len(known) else np.empty(0, np.int64)
-        rows = at[places]
-        return (rows if order is None else order[rows]), places
+        if not len(self.ids):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        at = np.searchsorted(self.ids, ids)
+        at[at == len(self.ids)] = 0
+        places = np.flatnonzero(self.ids[at] == ids)
+        return at[places], places
 
     def allowed(self, wanted: Filter | None, alive: Allowed | None) -> Allowed | None:
         """Rows that meet a filter and are alive; None where all are. Kept with the segment, or with `alive`."""
         if wanted is None:
             return alive
-        kept = self._masks if alive is None else alive.filtered
-        made = kept.get(wanted)
-        if made is not None:
-            return made
-        if alive is None:
-            rows = filters.mask(wanted, self)
-        else:
-            of_all = self.allowed(wanted, None)
-            assert of_all is not None
-            rows = of_all.rows & alive.rows
+        of_all = self._masks.get(wanted, lambda: self._meeting(wanted))
+        return of_all if alive is None else alive.filtered.get(wanted, lambda: _both(of_all, alive))
+
+    def _meeting(self, wanted: Filter) -> Allowed:
+        rows = filters.mask(wanted, self)
         nodes = None
         if self.graph is not None:
             by_node = rows[self.graph.node_items]
-            one_each = self.graph.nodes == len(rows)
-            nodes = by_node if one_each else np.logical_or.reduceat(by_node, self.graph.starts[:-1])
-        made = Allowed(rows, int(np.count_nonzero(rows)), nodes)
-        if len(kept) >= _MASKS:
-            kept.clear()
-        kept[wanted] = made
-        return made
-
-    def nearest(
-        self,
-        codes: NDArray[np.uint64],
-        pool: int,
-        ef: int,
-        *,
-        exact: bool,
-        allowed: Allowed | None,
-        threads: int = 1,
-    ) -> Pool:
-        """The `pool` nearest rows of each code, or all allowed ones where they are fewer.
-
-        codes: uint64 (q, words)
-        ef:    nodes that a walk keeps, where the graph is walked; `exact` compares with all rows instead
-        """
-        if self.graph is None:
-            return self._scan(codes, pool, allowed, threads)
-        if not exact:
-            walked = self._walk(self.graph, codes, pool, ef, allowed, threads)
-            if walked is not None:
-                return walked
-        if allowed is None:
-            return self._scan(codes, pool, None, threads)
-        return self._among(self.graph, codes, pool, allowed)
-
-    def _scan(self, codes: NDArray[np.uint64], pool: int, allowed: Allowed | None, threads: int) -> Pool:
-        """All rows, word-major."""
-        source, rows = self.codes, None
-        if allowed is not None and allowed.count < len(self.ids):
-            rows = allowed.ordered
-            source = np.ascontiguousarray(self.codes[:, rows])
-        count = source.shape[1]
-        if count == 0:
-            empty = np.empty((len(codes), 0), np.uint32)
-            return Pool(empty, empty, 0)
-        # In a segment whose ids do not ascend, all at the last distance compete by id, not by row.
-        kept = min(pool, count) if self.ascending else count
-        found, distances = native.hamming_topk(source, codes, kept, threads)
-        if rows is not None:
-            found = rows[found]
-        if not self.ascending:
-            order = np.lexsort((self.ids[found], distances), axis=1)[:, :pool]
-            found, distances = np.take_along_axis(found, order, 1), np.take_along_axis(distances, order, 1)
-        return Pool(found, distances, len(codes) * count)
-
-    def _among(self, graph: SegmentGraph, codes: NDArray[np.uint64], pool: int, allowed: Allowed) -> Pool:
-        """The allowed rows alone."""
-        nodes, distances = native.hamming_rows(graph.codes, allowed.ordered_nodes, codes, max(1, pool))
-        counts = np.full(len(codes), nodes.shape[1], np.uint32)
-        return self._rows(graph, nodes, distances, counts, pool, allowed, len(codes) * len(allowed.ordered_nodes))
-
-    def _walk(
-        self,
-        graph: SegmentGraph,
-        codes: NDArray[np.uint64],
-        pool: int,
-        ef: int,
-        allowed: Allowed | None,
-        threads: int,
-    ) -> Pool | None:
-        """By the graph; None where looking at all allowed rows costs less, or a walk found too few of them."""
-        wanted = max(ef, pool)
-        if wanted >= graph.nodes:
-            return None
-        if allowed is None:
-            nodes, distances, counts, scored = graph.walker.walk(codes, wanted, TURNS, threads)
-            return self._rows(graph, nodes, distances, counts, pool, None, int(scored.sum()))
-        assert allowed.nodes is not None
-        wanted = min(wanted, len(allowed.ordered_nodes))
-        # A walk compares with about 50 / 6 times the nodes that it has to keep (docs/ann.md, "Filters").
-        if wanted == 0 or allowed.count * allowed.count <= 50 * wanted * graph.nodes:
-            return None
-        most = _GROWTH * wanted * graph.nodes // len(allowed.ordered_nodes)
-        nodes, distances, counts, scored = graph.walker.walk(
-            codes, wanted, TURNS, threads, allowed=allowed.nodes, most=min(most, graph.nodes)
-        )
-        if (counts < wanted).any():
-            return None
-        return self._rows(graph, nodes, distances, counts, pool, allowed, int(scored.sum()))
-
-    def _rows(
-        self,
-        graph: SegmentGraph,
-        nodes: Rows,
-        distances: NDArray[np.uint32],
-        counts: NDArray[np.uint32],
-        pool: int,
-        allowed: Allowed | None,
-        visited: int,
-    ) -> Pool:
-        """Nodes (q, m), of which counts[i] are found, as the rows that they stand for."""
-        one_each = graph.nodes == len(self.ids)
-        if one_each:
-            nodes, distances = nodes[:, :pool], distances[:, :pool]
-            rows = graph.node_items[nodes]
-            rows[np.arange(nodes.shape[1]) >= counts[:, None]] = UNUSED
-            return Pool(rows, distances, visited)
-        found = [
-            self._rows_of_nodes(graph, nodes[i, : counts[i]], distances[i, : counts[i]], pool, allowed)
-            for i in range(len(nodes))
-        ]
-        return _padded(found, visited)
-
-    def _rows_of_nodes(
-        self, graph: SegmentGraph, nodes: Rows, distances: NDArray[np.uint32], pool: int, allowed: Allowed | None
-    ) -> tuple[Rows, NDArray[np.uint32]]:
-        """Up to `pool` rows of one query's nodes."""
-        begins, ends = graph.starts[nodes], graph.starts[nodes + 1]
-        if allowed is None:
-            ends = np.minimum(ends, begins + pool)  # of a node with many items the first suffice
-        sizes = ends - begins
-        places = np.repeat(begins - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes) + np.arange(sizes.sum())
-        rows, away = graph.node_items[places], np.repeat(distances, sizes)
-        if allowed is not None:
-            kept = allowed.rows[rows]
-            rows, away = rows[kept], away[kept]
-        order = np.lexsort((rows, away))[:pool]
-        return rows[order], away[order]
+            nodes = by_node if self.graph.one_each else np.logical_or.reduceat(by_node, self.graph.starts[:-1])
+        return Allowed(rows, int(np.count_nonzero(rows)), nodes)
 
     @classmethod
     def build(
@@ -380,10 +282,8 @@ def _expect(file: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> No
         refuse(file, f"has shape {array.shape}, not {shape}")
 
 
-def _padded(found: list[tuple[Rows, NDArray[np.uint32]]], visited: int) -> Pool:
-    """Lists of different lengths as one pool."""
-    width = max((len(rows) for rows, _ in found), default=0)
-    rows, distances = np.full((len(found), width), UNUSED, np.uint32), np.zeros((len(found), width), np.uint32)
-    for i, (some, away) in enumerate(found):
-        rows[i, : len(some)], distances[i, : len(some)] = some, away
-    return Pool(rows, distances, visited)
+def _both(one: Allowed, other: Allowed) -> Allowed:
+    """What both allow; a node may have rows of each and none of both."""
+    rows = one.rows & other.rows
+    nodes = None if one.nodes is None or other.nodes is None else one.nodes & other.nodes
+    return Allowed(rows, int(np.count_nonzero(rows)), nodes)

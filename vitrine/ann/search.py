@@ -1,0 +1,467 @@
+"""One search of a snapshot: candidates of all its segments by code, re-ranked, and what of them is the answer.
+
+The candidates of a query are the `count` nearest rows by (distance, id) over all views. By code that is the order
+of results; by vector they are re-ranked by (cosine, id). Groups, radius and the page before then say which of them
+are results; where those are fewer than k and there is more to look at, four times as many candidates are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrine.ann import cursor, filters
+from vitrine.ann.attributes import Value
+from vitrine.ann.cursor import Cursor
+from vitrine.ann.filters import Filter
+from vitrine.ann.hashing import Floats
+from vitrine.ann.nearest import nearest
+from vitrine.ann.segment import UNUSED, Allowed, Ids, Pool, Rows, Segment
+
+KEPT = 10_000
+"""Results that the pages of one query can have together."""
+
+_GATHERED = 1 << 14  # candidates whose vectors are gathered at a time: 8 MB at 128 dimensions
+_MORE = 4  # times the candidates, where those looked at gave too few results
+
+Codes = NDArray[np.uint64]
+Distances = NDArray[np.uint32]
+Order = NDArray[np.intp]
+Between = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of a search; every query of a call has the same ones, but a cursor of its own.
+
+    k:           results a query, or groups
+    over_recall: candidates re-ranked, as a multiple of k; None for the index's default
+    ef:          nodes of the graph that a walk keeps, or the candidates where they are more; None for the default
+    exact:       compare with all codes instead of walking the graph, and re-rank by real vectors alone
+    filter:      items that may be results
+    group_by:    at most one result for each value of this attribute, and none for items without it
+    radius:      bits that a result's code is at most away
+    cursors:     one a query: results go on after these; after an empty one there are none
+    """
+
+    k: int
+    over_recall: int | None = None
+    ef: int | None = None
+    exact: bool = False
+    filter: Filter | None = None
+    group_by: str | None = None
+    radius: int | None = None
+    cursors: Sequence[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Results of q queries one after the other, each query's nearest first, ties by ascending id.
+
+    counts:    uint32 (q,), results of each: k, or fewer where fewer items may be results
+    ids:       uint64 (sum of counts,)
+    scores:    float32, cosine; None for queries by code
+    distances: uint32, Hamming distance in bits
+    groups:    with group_by, the value of each result; else None
+    cursors:   one a query, b"" where nothing comes after its results
+    visited:   codes that were compared with
+    """
+
+    counts: NDArray[np.uint32]
+    ids: Ids
+    scores: Floats | None
+    distances: Distances
+    groups: list[Value] | None
+    cursors: Sequence[bytes]
+    visited: int
+
+    def slices(self) -> Iterator[slice]:
+        """Where each query's results are."""
+        end = 0
+        for count in self.counts.tolist():
+            yield slice(end, end + count)
+            end += count
+
+    def split(self, sizes: Sequence[int]) -> list[Hits]:
+        """Those of so many queries each; the first has all that was visited."""
+        ends = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)]).tolist()
+        parts: list[Hits] = []
+        begin = 0
+        for size in sizes:
+            flat = slice(ends[begin], ends[begin + size])
+            parts.append(
+                Hits(
+                    self.counts[begin : begin + size],
+                    self.ids[flat],
+                    None if self.scores is None else self.scores[flat],
+                    self.distances[flat],
+                    None if self.groups is None else self.groups[flat],
+                    self.cursors[begin : begin + size],
+                    0 if parts else self.visited,
+                )
+            )
+            begin += size
+        return parts
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A segment as one snapshot shows it.
+
+    alive: its rows that are items of the index; None where all are
+    """
+
+    segment: Segment
+    alive: Allowed | None = None
+
+    @cached_property
+    def items(self) -> int:
+        """Items of the index in it."""
+        return len(self.segment.ids) if self.alive is None else self.alive.count
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Candidates of q queries, (q, p) each.
+
+    distances: UNUSED where there is no candidate
+    ids:       None where there is one view, and nobody needs them yet
+    views:     the view that each is of; None where there is one view
+    keys:      what they are ordered by, ascending: a cosine made negative, inf for none; None for the distance
+    """
+
+    rows: Rows
+    distances: Distances
+    ids: Ids | None = None
+    views: NDArray[np.intp] | None = None
+    keys: Floats | None = None
+
+    def ordered(self, order: Order, keys: Floats | None = None) -> _Found:
+        """Candidates order[i] of each query i."""
+        at = order + np.arange(len(order))[:, None] * self.rows.shape[1]
+        return _Found(
+            self.rows.take(at),
+            self.distances.take(at),
+            None if self.ids is None else self.ids.take(at),
+            None if self.views is None else self.views.take(at),
+            None if keys is None else keys.take(at),
+        )
+
+    def first(self, count: int) -> _Found:
+        """The first of each query."""
+        return self.at((slice(None), slice(count)))
+
+    def at(self, chosen: Any) -> _Found:
+        """Some candidates."""
+        return _Found(
+            self.rows[chosen],
+            self.distances[chosen],
+            None if self.ids is None else self.ids[chosen],
+            None if self.views is None else self.views[chosen],
+            None if self.keys is None else self.keys[chosen],
+        )
+
+
+class Search:
+    """A search with its options, over views.
+
+    queries, codes and `without` of its methods go together, row by row:
+    queries: float32 (q, dim) of unit length, or None where codes are asked for
+    codes:   uint64 (q, words)
+    without: uint64 (q,), an item that each query is not answered with, or None
+    """
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        options: Options,
+        *,
+        over_recall: int,
+        ef: int,
+        generation: str,
+        threads: int,
+        between: Between,
+    ) -> None:
+        self._views, self._options, self._generation = views, options, generation
+        self._over_recall, self._ef, self._threads, self._between = over_recall, ef, threads, between
+        wanted = options.filter
+        if options.group_by is not None:
+            has = filters.Has(options.group_by)
+            wanted = has if wanted is None else filters.All((wanted, has))
+        self._allowed = [view.segment.allowed(wanted, view.alive) for view in views]
+        self._total = sum(
+            len(view.segment.ids) if each is None else each.count
+            for view, each in zip(views, self._allowed, strict=True)
+        )
+        self._visited = 0
+
+    def count(self, taken: int = 0) -> int:
+        """Candidates of a query, of which so many results were taken by the pages before."""
+        return max(1, min((self._options.k + taken) * self._over_recall, self._total))
+
+    def first(self, codes: Codes, queries: Floats | None, without: Ids | None) -> Hits:
+        """The first page of each query."""
+        k, count = self._options.k, self.count()
+        if self._options.group_by is not None:
+            found = self._ranked(codes, queries, without, count)
+            return self._page(codes, queries, without, found, count, None)
+        found = self._ranked(codes, queries, without, count, k)
+        whole = self._options.radius is None and without is None  # every candidate is one
+        there = None if whole else found.distances != UNUSED
+        if there is None:
+            counts = np.full(len(codes), found.rows.shape[1], np.uint32)
+        else:
+            counts = np.count_nonzero(there, axis=1).astype(np.uint32)
+        scores = None if queries is None else -_keys(found)
+        ids, distances = self._ids(found), found.distances
+        more = k < self._total
+        cursors = _Cursors(self._generation, k, counts, replace(found, ids=ids) if more else None)
+        if there is None:
+            flat = None if scores is None else scores.ravel()
+            return Hits(counts, ids.ravel(), flat, distances.ravel(), None, cursors, self._visited)
+        flat = None if scores is None else scores[there]
+        return Hits(counts, ids[there], flat, distances[there], None, cursors, self._visited)
+
+    def after(self, codes: Codes, queries: Floats | None, without: Ids | None, pages: Sequence[Cursor]) -> Hits:
+        """The page after each query's cursor; all have taken as many results."""
+        if pages[0].taken >= KEPT:
+            raise cursor.too_far(KEPT)
+        count = self.count(pages[0].taken)
+        found = self._ranked(codes, queries, without, count)
+        return self._page(codes, queries, without, found, count, pages)
+
+    def _ranked(
+        self, codes: Codes, queries: Floats | None, without: Ids | None, count: int, kept: int | None = None
+    ) -> _Found:
+        """The candidates, in the order of results, or the first `kept` of them."""
+        found = self._candidates(codes, count, without)
+        if self._options.radius is not None:
+            found.distances[found.distances > self._options.radius] = UNUSED
+        if queries is None:
+            return found if kept is None else found.first(kept)
+        keys = self._cosines(found, queries)
+        np.negative(keys, out=keys)
+        if self._options.radius is not None or without is not None:
+            keys[found.distances == UNUSED] = np.inf
+        # In one segment rows are in the order of ids.
+        order = np.lexsort((found.rows if found.ids is None else found.ids, keys), axis=1)
+        ranked = found.ordered(order[:, :kept], keys)
+        self._between("rerank")
+        return ranked
+
+    def _candidates(self, codes: Codes, count: int, without: Ids | None) -> _Found:
+        """The `count` nearest of all views, by (distance, id)."""
+        asked = count if without is None else count + 1
+        pools = {}
+        for stage, walked in (("graph", True), ("scan", False)):
+            chosen = [i for i, view in enumerate(self._views) if (view.segment.graph is not None) is walked]
+            for i in chosen:
+                pools[i] = nearest(
+                    self._views[i].segment,
+                    codes,
+                    asked,
+                    self._ef,
+                    exact=self._options.exact,
+                    allowed=self._allowed[i],
+                    threads=self._threads,
+                )
+            if chosen:
+                self._visited += sum(pools[i].visited for i in chosen)
+                self._between(stage)
+        if len(self._views) == 1:
+            found = _Found(pools[0].rows, pools[0].distances)
+        else:
+            found = self._joined([pools[i] for i in range(len(self._views))], asked)
+        return found if without is None else _left(replace(found, ids=self._ids(found)), without, count)
+
+    def _joined(self, pools: Sequence[Pool], count: int) -> _Found:
+        """The `count` nearest of several views' candidates."""
+        ids = [view.segment.ids.take(pool.rows) for view, pool in zip(self._views, pools, strict=True)]
+        widths = [pool.rows.shape[1] for pool in pools]
+        found = _Found(
+            np.concatenate([pool.rows for pool in pools], axis=1),
+            np.concatenate([pool.distances for pool in pools], axis=1),
+            np.concatenate(ids, axis=1),
+            np.broadcast_to(np.repeat(np.arange(len(pools)), widths), (len(ids[0]), sum(widths))),
+        )
+        assert found.ids is not None
+        return found.ordered(np.lexsort((found.ids, found.distances), axis=1)[:, :count])
+
+    def _ids(self, found: _Found) -> Ids:
+        """Of the candidates, or some of them."""
+        return self._views[0].segment.ids.take(found.rows) if found.ids is None else found.ids
+
+    def _cosines(self, found: _Found, queries: Floats) -> Floats:
+        """Cosines float32 (q, p). Equal vectors get equal ones wherever they stand: each product is by itself."""
+        cosines = np.empty(found.rows.shape, np.float32)
+        if found.views is None:
+            _products(self._views[0].segment.vectors, found.rows, queries, cosines)
+            return cosines
+        for number, view in enumerate(self._views):
+            query, place = np.nonzero(found.views == number)
+            for start in range(0, len(query), _GATHERED):
+                q, p = query[start : start + _GATHERED], place[start : start + _GATHERED]
+                cosines[q, p] = np.vecdot(view.segment.vectors.take(found.rows[q, p], axis=0), queries[q])
+        return cosines
+
+    def _page(
+        self,
+        codes: Codes,
+        queries: Floats | None,
+        without: Ids | None,
+        found: _Found,
+        count: int,
+        pages: Sequence[Cursor] | None,
+    ) -> Hits:
+        """Each query by itself; one whose candidates give too few results looks at more."""
+        results, cursors = [], []
+        for i in range(len(codes)):
+            page = None if pages is None else pages[i]
+            mine, at, looked = found, i, count
+            own = slice(i, i + 1)
+            while True:
+                chosen, last = self._chosen(mine, at, page)
+                if last or looked >= self._total:
+                    break
+                looked = min(self._total, looked * _MORE)
+                mine, at = (
+                    self._ranked(
+                        codes[own],
+                        None if queries is None else queries[own],
+                        None if without is None else without[own],
+                        looked,
+                    ),
+                    0,
+                )
+            result = mine.at((at, chosen))
+            results.append(replace(result, ids=self._ids(result)))
+            taken = (0 if page is None else page.taken) + len(chosen)
+            more = len(chosen) == self._options.k and taken < self._total
+            cursors.append(_cursor(self._generation, results[-1], taken) if more else b"")
+        groups = None
+        if self._options.group_by is not None:
+            groups = [value for each in results for value in self._groups(each)]
+        return Hits(
+            np.array([len(each.rows) for each in results], np.uint32),
+            np.concatenate([self._ids(each) for each in results]),
+            None if queries is None else -np.concatenate([_keys(each) for each in results]),
+            np.concatenate([each.distances for each in results]),
+            groups,
+            cursors,
+            self._visited,
+        )
+
+    def _chosen(self, found: _Found, query: int, page: Cursor | None) -> tuple[Order, bool]:
+        """Places of one query's results among its candidates; whether more candidates would add none."""
+        options = self._options
+        distances = found.distances[query]
+        places = np.flatnonzero(distances != UNUSED)
+        # Beyond the radius there is nothing; they came ordered by distance, so all within it are here.
+        last = options.radius is not None and len(places) < len(distances)
+        if options.group_by is not None:
+            groups = self._groups(found.at((query, places)))
+            firsts = dict(zip(reversed(groups), reversed(places.tolist()), strict=True))
+            places = np.array(sorted(firsts.values()), np.intp)
+        if page is not None:
+            some = found.at((query, places))
+            keys, ids = _keys(some), self._ids(some)
+            places = places[(keys > page.key) | ((keys == page.key) & (ids > page.item_id))]
+        return places[: options.k], last or len(places) >= options.k
+
+    def _groups(self, found: _Found) -> list[Value]:
+        """The group of each candidate of one query; all have one."""
+        assert self._options.group_by is not None
+        groups: list[Value] = [0] * len(found.rows)
+        for number, view in enumerate(self._views):
+            mine = np.arange(len(groups)) if found.views is None else np.flatnonzero(found.views == number)
+            column = view.segment.attributes.columns.get(self._options.group_by)
+            if column is not None and len(mine):
+                for place, value in zip(mine.tolist(), column.some(found.rows[mine]), strict=True):
+                    groups[place] = value
+        return groups
+
+
+class _Cursors(Sequence[bytes]):
+    """The cursors of first pages, made when they are looked at: most never are.
+
+    found: the candidates in the order of results; None where nothing comes after k of them
+    """
+
+    def __init__(self, generation: str, k: int, counts: NDArray[np.uint32], found: _Found | None) -> None:
+        self._generation, self._k, self._counts, self._found = generation, k, counts, found
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __getitem__(self, at):  # type: ignore[no-untyped-def]
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        count = int(self._counts[at])
+        if self._found is None or count < self._k:
+            return b""
+        return _cursor(self._generation, self._found.at((at, [count - 1])), count)
+
+
+def none(*, scored: bool, grouped: bool) -> Hits:
+    """The hits of one query where there are none."""
+    return Hits(
+        np.zeros(1, np.uint32),
+        np.empty(0, np.uint64),
+        np.empty(0, np.float32) if scored else None,
+        np.empty(0, np.uint32),
+        [] if grouped else None,
+        [b""],
+        0,
+    )
+
+
+def join(parts: Sequence[Hits], *, scored: bool, grouped: bool) -> Hits:
+    """The hits of some queries after those of others."""
+    if len(parts) == 1:
+        return parts[0]
+    empty = np.empty(0, np.uint32)
+    scores = [part.scores for part in parts if part.scores is not None]
+    return Hits(
+        np.concatenate([empty, *(part.counts for part in parts)]),
+        np.concatenate([np.empty(0, np.uint64), *(part.ids for part in parts)]),
+        np.concatenate([np.empty(0, np.float32), *scores]) if scored else None,
+        np.concatenate([empty, *(part.distances for part in parts)]),
+        [value for part in parts for value in part.groups or ()] if grouped else None,
+        [each for part in parts for each in part.cursors],
+        sum(part.visited for part in parts),
+    )
+
+
+def _products(vectors: Floats, rows: Rows, queries: Floats, out: Floats) -> None:
+    """out[i, j] = vectors[rows[i, j]] . queries[i], of bounded memory."""
+    step = max(1, _GATHERED // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        for begin in range(0, rows.shape[1], _GATHERED):
+            some = slice(begin, begin + _GATHERED)
+            np.vecdot(vectors.take(rows[part, some], axis=0), queries[part, None], out=out[part, some])
+
+
+def _left(found: _Found, without: Ids, count: int) -> _Found:
+    """`count` candidates, without one item: one more were found."""
+    assert found.ids is not None
+    gone = found.ids == without[:, None]
+    left = found.ordered(np.argsort(gone, axis=1, kind="stable")[:, :count])
+    assert left.ids is not None
+    left.distances[left.ids == without[:, None]] = UNUSED
+    return left
+
+
+def _keys(found: _Found) -> Floats:
+    return found.distances.astype(np.float32) if found.keys is None else found.keys
+
+
+def _cursor(generation: str, found: _Found, taken: int) -> bytes:
+    """After the last of one query's results."""
+    assert found.ids is not None
+    return Cursor(generation, float(_keys(found)[-1]), int(found.ids[-1]), taken).encode()
