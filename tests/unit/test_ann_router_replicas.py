@@ -225,3 +225,36 @@ def test_replicas_come_and_go_with_the_name_and_stay_while_it_cannot_be_looked_u
         assert len(shard.replicas) == 2
     finally:
         shard.close()
+
+
+class Stats(Ended):
+    """The answer to a look at a replica."""
+
+    def __init__(self, code=OK, **stats):
+        super().__init__(code)
+        self._stats = ann_pb2.StatsResponse(**stats)
+
+    def cancelled(self):
+        return False
+
+    def result(self):
+        return self._stats
+
+
+def test_a_replica_in_the_wrong_place_gets_no_calls_until_it_is_in_the_right_one():
+    shard = Shard(0, 2, ["127.0.0.1:9"], None)
+    try:
+        shard.look_up()
+        (replica,) = shard.replicas
+        replica.ready = True
+        replica._learn("", Stats(version="v1", shard=0, shards=2))
+        assert (replica.usable, replica.versions, shard.trouble) == (True, {"": "v1"}, None)
+        replica._learn("", Stats(version="v1", shard=1, shards=2))
+        assert shard.pick("", None, ()) is None
+        assert "127.0.0.1:9 is shard 1 of 2, here it is listed as 0 of 2" in shard.trouble
+        replica._learn("", Stats(version="v2", shard=0, shards=2))
+        assert replica.usable
+        replica._learn("", Stats(UNAVAILABLE))
+        assert replica.versions == {}, "it is of no known version, and another is preferred"
+    finally:
+        shard.close()

@@ -48,7 +48,7 @@ def graph(rows, tmp_path_factory) -> Built:
 def test_workers_memory_and_resumption_do_not_change_a_byte(rows, graph, tmp_path, monkeypatch):
     expected = digest(graph)
     assert digest(build(rows, tmp_path / "two", SMALL, executor=Threads(2))) == expected
-    assert digest(build(rows, tmp_path / "four", SMALL, executor=Threads(4), memory_mb=8)) == expected
+    assert digest(build(rows, tmp_path / "four", SMALL, executor=Threads(4), memory_mb=1)) == expected
 
     find, calls = neighbours_stage.find, []
 

@@ -94,9 +94,10 @@ class RouterServicer(ann_pb2_grpc.AnnServiceServicer):
         legs = split.get_legs(self._fleet.shards, ann_pb2.GetRequest(index=request.index, item_ids=ids))
         call.make("Get", legs)
         found = split.joined_items(ids, [leg.answer for leg in legs])
-        missing = set(ids) - set(found.item_ids)
-        if missing:
-            raise NotFoundError(f"item_ids: {', '.join(map(str, sorted(missing)[:10]))} not indexed")
+        there = set(found.item_ids)
+        for item_id in ids:
+            if item_id not in there:
+                raise NotFoundError(f"item_ids: {item_id} is not in the index")
         size = len(found.vectors) // len(ids)
         return [found.vectors[i * size : (i + 1) * size] for i in range(len(ids))]
 
@@ -108,7 +109,7 @@ class _Call:
         self._fleet, self._context, self._hedge_s = fleet, context, hedge_s
         left = context.time_remaining()
         left = _PATIENCE_S if left is None else left
-        self._deadline = time.monotonic() + left - min(0.02, left / 10)
+        self._deadline = time.monotonic() + left - min(0.05, left / 10)
 
     def try_(self, method: str, legs: Sequence[Leg], *, version: str | None = None) -> None:
         """Ends every leg with an answer or a failure."""
