@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import grpc
 import numpy as np
 
+from services.ann.decode import filter_of
 from services.ann.loading import Served
 from services.ann.updates import Log, Writer, wait_visible
 from vitrine.ann import updates
@@ -63,8 +64,6 @@ class UpdatesServicer(ann_pb2_grpc.AnnServiceServicer):
         if by_filter and request.item_ids:
             raise FieldError("filter", "comes with item_ids; give one of the two")
         if by_filter:
-            from services.ann.decode import filter_of
-
             ids = served.live.current.matching(filter_of(request.filter)).tolist()
         else:
             _check_count(request.item_ids)
@@ -145,6 +144,8 @@ def _upserts(request: ann_pb2.UpsertRequest, served: Served) -> list[Update]:
         raise FieldError("attributes", f"has {len(request.attributes)}; send one an item, or none at all")
     vectors = unit_queries(np.frombuffer(request.vectors, "<f4").reshape(-1, dim), dim)
     attributes = [updates.from_message(each) for each in request.attributes] or [{} for _ in request.item_ids]
+    for each in attributes:
+        served.live.check(each)
     return [
         Update(item_id, vector, named)
         for item_id, vector, named in zip(request.item_ids, vectors, attributes, strict=True)
