@@ -85,11 +85,12 @@ class Task:
         self.asked = np.ascontiguousarray(asked[:queries])
         self.near = cifar.neighbours(self.base, self.asked, K)
 
-    def candidates(self, scores: Callable[[slice], NDArray[Any]]) -> dict[str, int]:
+    def candidates(self, scores: Callable[[slice], NDArray[Any]], queries: int | None = None) -> dict[str, int]:
         """The least size of a pool of the best scores (q, n) that holds each share of the true neighbours."""
         ranks = []
-        for start in range(0, len(self.asked), 100):
-            part = slice(start, start + 100)
+        stop = min(queries or len(self.asked), len(self.asked))
+        for start in range(0, stop, 100):
+            part = slice(start, min(start + 100, stop))
             found, near = scores(part), self.near[part]
             for column in near.T:
                 own = np.take_along_axis(found, column[:, None], axis=1)
@@ -183,7 +184,7 @@ def measure_stages(task: Task, rounds: int) -> list[dict[str, Any]]:
     )
     for centres, bits in ((1, 256), (64, 256), (64, 512)):
         coded = RaBitQ.fit(task.base, bits, centres=centres).encode(task.base)
-        needed = task.candidates(all_scores(coded, task.asked[:200], n))
+        needed = task.candidates(all_scores(coded, task.asked, n), 200)  # slow: numpy
         size = bits / 8 + 8 + (1 if centres > 1 else 0)
         rows.append(
             {"stage": f"RaBitQ {bits}, {centres} centres", **needed, "staged_us": "-", "bytes_per_item": size}
@@ -194,7 +195,7 @@ def measure_stages(task: Task, rounds: int) -> list[dict[str, Any]]:
 
 def all_scores(coded: Coarse | RaBitQ, asked: Floats, n: int) -> Callable[[slice], Floats]:
     """Scores of queries with every item."""
-    return lambda part: np.stack([coded.scores(query, np.arange(n)) for query in asked[part]] or [np.empty(n)])
+    return lambda part: np.stack([coded.scores(query, np.arange(n)) for query in asked[part]])
 
 
 class Pipeline:

@@ -177,6 +177,35 @@ def test_a_walk_with_room_for_all_is_an_exact_search(kernel, words):
     assert (scored <= 400).all()
 
 
+def walked(codes, edges, entries, query, ef):
+    """Best-first search that remembers every node: the list of (distance, node)."""
+    distances = distances_of(query[None], codes)[0]
+    seen = set(sorted(entries.tolist(), key=lambda node: (distances[node], node))[:8])
+    best, expanded = sorted((int(distances[node]), node) for node in seen)[:ef], set()
+    while left := [entry for entry in best if entry not in expanded]:
+        expanded.add(left[0])
+        new = {int(node) for node in edges[left[0][1]]} - seen
+        seen |= new
+        best = sorted([*best, *((int(distances[node]), node) for node in new)])[:ef]
+    return best
+
+
+@kernels
+@pytest.mark.parametrize("ef", [1, 8, 30, 100])
+def test_a_walk_finds_what_one_that_forgets_no_node_finds(kernel, ef):
+    """The table of seen nodes has fewer slots than there are nodes to see."""
+    draws = np.random.default_rng(8)
+    codes, queries = draws.integers(0, 2**64, (6000, 1), dtype=np.uint64), codes_of(5, 1, 9)
+    edges = draws.integers(0, 6000, (6000, 32), dtype=np.uint32)
+    entries = np.arange(0, 6000, 100, np.uint32)
+    nodes, distances, counts, _ = native.Graph(codes, edges, entries).walk(queries, ef, 3, kernel=kernel)
+    for i, query in enumerate(queries):
+        expected = walked(codes, edges, entries, query, ef)
+        assert (
+            list(zip(distances[i, : counts[i]].tolist(), nodes[i, : counts[i]].tolist(), strict=True)) == expected
+        )
+
+
 def test_an_answer_is_the_same_alone_interleaved_on_threads_and_on_every_instruction_set():
     codes, queries = codes_of(2000, 8, 5), codes_of(50, 8, 6)
     draws = np.random.default_rng(7)
