@@ -46,7 +46,9 @@ class Filter:
         return Filter(ann_pb2.Filter(any=ann_pb2.Filters(filters=[*self._of("any"), *other._of("any")])))
 
     def __invert__(self) -> Filter:
-        return Filter(ann_pb2.Filter(**{"not": self.message}))
+        turned = ann_pb2.Filter()
+        getattr(turned, "not").CopyFrom(self.message)  # a field that Python has no name for
+        return Filter(turned)
 
     def __bool__(self) -> bool:
         raise TypeError(

@@ -4,8 +4,8 @@ A deletion is needed while a retained artifact may bring its item back: a `binar
 rollback would serve, or `embeddings` that still have the item, from which the next index would be built.
 
 A tombstone says nothing to readers, who have seen the deletion. But compaction keeps the last record of a key, and
-an upsert may be appended between the look and the tombstone. So it is written first and looked at second: what stood
-between is appended again, until nothing stands between.
+an upsert may be appended between the look and the tombstone. So it is written first and looked at second: what
+stood between is appended again, until nothing stands between.
 """
 
 from __future__ import annotations
