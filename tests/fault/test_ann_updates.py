@@ -125,6 +125,7 @@ def test_two_replicas_converge(run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_million_operations_lose_nothing_and_bring_nothing_back(run):
     rng = seeded()
     of = begin(run, rng, ids=20_000, items=10_000, batch=1_000, fold_at="2048")

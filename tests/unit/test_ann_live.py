@@ -116,7 +116,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestMachine.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
 
 
 @pytest.fixture
