@@ -189,12 +189,20 @@ def test_two_replicas_of_one_log_converge(live):
 
 
 def test_segments_stay_few_and_dead_rows_are_dropped(live):
-    for round_ in range(60):
+    for round_ in range(25):
         live.apply([Update(1000 + item, vector(round_ * 8 + item)) for item in range(FOLD_AT)])
         assert live.settle(60)
     segments = live.current.segments
     assert len(segments) <= 4
     assert sum(len(view.segment.ids) for view in segments[1:]) <= 4 * FOLD_AT, "the same eight items all the time"
+
+
+def test_a_segment_that_deletions_alone_leave_mostly_dead_is_built_anew(live):
+    live.apply([Update(item, vector(item)) for item in range(200, 200 + FOLD_AT)])
+    assert live.settle(60)
+    live.apply([Update(item, None) for item in range(200, 200 + FOLD_AT - 1)])
+    assert live.settle(30)
+    assert [len(view.segment.ids) for view in live.current.segments] == [100, 1]
 
 
 def test_what_folding_cannot_write_is_said_and_searched_flat(live, monkeypatch):

@@ -108,6 +108,8 @@ class LiveIndex:
                 if new is not None:
                     self._add(new)
                 self._publish()
+                if self._choose():  # something is full, or mostly dead
+                    self._changed.notify_all()
         return refused
 
     def settle(self, timeout_s: float = 60.0) -> bool:
@@ -153,7 +155,6 @@ class LiveIndex:
         if flat.flags.rows >= self._fold_at:
             flat.full = True
             self._flat, self._parts = None, [*self._parts, flat]
-            self._changed.notify_all()
 
     def _all(self) -> list[Part]:
         return [*self._parts, *(part for part in (self._flat, self._small) if part is not None)]
