@@ -88,7 +88,7 @@ def test_equal_items_come_in_order_of_their_ids():
 
 def test_an_answer_does_not_depend_on_the_batch(monkeypatch):
     monkeypatch.setattr(index_module, "_POOLED", 150)  # three queries of pool 50 a block
-    monkeypatch.setattr(search_module, "_GATHERED", 7)
+    monkeypatch.setattr(search_module, "_COMPARED", 7)
     index, asked = small_index(), unit_vectors(9, 8, 32)
     together = dense(index.search_vectors(asked, Options(5)))
     for row in range(8):

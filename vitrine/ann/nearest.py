@@ -83,8 +83,8 @@ def _walk(
         nodes, distances, counts, scored = graph.walker.walk(
             codes, wanted, TURNS, threads, allowed=allowed.nodes, most=most
         )
-    visited = int(scored.sum())
-    if counts.min() == nodes.shape[1]:
+    visited = int(np.add.reduce(scored))
+    if np.minimum.reduce(counts) == nodes.shape[1]:
         if graph.one_each:
             return _by_row(graph.node_items[nodes], distances, count, visited)
         begins = graph.starts[nodes]

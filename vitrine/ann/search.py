@@ -1,7 +1,8 @@
 """One search of a snapshot: candidates of all its segments by code, re-ranked, and what of them is the answer.
 
 The candidates of a query are the `count` nearest rows by (distance, id) over all views. By code that is the order
-of results; by vector they are re-ranked by (cosine, id). Groups, radius and the page before then say which of them
+of results; by vector they are re-ranked by (cosine, id), where a segment has re-rank codes by these first, so that
+2 k real vectors are read. Groups, radius and the page before then say which of them
 are results; where those are fewer than k and there is more to look at, four times as many candidates are looked at.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrine import native
 from vitrine.ann import cursor, filters
 from vitrine.ann.attributes import Value
 from vitrine.ann.cursor import Cursor
@@ -26,7 +28,7 @@ from vitrine.ann.segment import UNUSED, Allowed, Ids, Pool, Rows, Segment
 KEPT = 10_000
 """Results that the pages of one query can have together."""
 
-_GATHERED = 1 << 14  # candidates whose vectors are gathered at a time: 8 MB at 128 dimensions
+_COMPARED = 1 << 18  # pairs of rows that are compared, rather than sorted
 _MORE = 4  # times the candidates, where those looked at gave too few results
 
 Codes = NDArray[np.uint64]
@@ -141,7 +143,7 @@ class _Found:
     views: NDArray[np.intp] | None = None
     keys: Floats | None = None
 
-    def ordered(self, order: Order, keys: Floats | None = None) -> _Found:
+    def ordered(self, order: Order) -> _Found:
         """Candidates order[i] of each query i."""
         at = order + np.arange(len(order))[:, None] * self.rows.shape[1]
         return _Found(
@@ -149,8 +151,22 @@ class _Found:
             self.distances.take(at),
             None if self.ids is None else self.ids.take(at),
             None if self.views is None else self.views.take(at),
-            None if keys is None else keys.take(at),
+            None if self.keys is None else self.keys.take(at),
         )
+
+    def by_keys(self, keys: Floats, kept: int | None) -> _Found:
+        """In the order of (key, id), the first `kept`."""
+        order = np.lexsort((self.ids, keys), axis=1)[:, :kept]  # type: ignore[arg-type]
+        return replace(self, keys=keys).ordered(order)
+
+    def masked(self, view: int | None) -> Rows:
+        """Rows of the candidates of one view, or of the only one; UNUSED for others, and where there is none."""
+        gone = self.distances == UNUSED
+        if view is not None:
+            gone |= self.views != view
+        elif not gone.any():
+            return self.rows
+        return np.where(gone, np.uint32(UNUSED), self.rows)
 
     def first(self, count: int) -> _Found:
         """The first of each query."""
@@ -220,7 +236,7 @@ class Search:
         scores = None if queries is None else -_keys(found)
         ids, distances = self._ids(found), found.distances
         more = k < self._total
-        cursors = _Cursors(self._generation, k, counts, replace(found, ids=ids) if more else None)
+        cursors = _Cursors(self._generation, k, counts, found if more else None, ids)
         if there is None:
             flat = None if scores is None else scores.ravel()
             return Hits(counts, ids.ravel(), flat, distances.ravel(), None, cursors, self._visited)
@@ -244,40 +260,85 @@ class Search:
             found.distances[found.distances > self._options.radius] = UNUSED
         if queries is None:
             return found if kept is None else found.first(kept)
-        keys = self._cosines(found, queries)
-        np.negative(keys, out=keys)
-        if self._options.radius is not None or without is not None:
-            keys[found.distances == UNUSED] = np.inf
-        # In one segment rows are in the order of ids.
-        order = np.lexsort((found.rows if found.ids is None else found.ids, keys), axis=1)
-        ranked = found.ordered(order[:, :kept], keys)
+        staged = kept is not None and not self._options.exact
+        if len(self._views) == 1:
+            ranked = self._by_products(found, queries, kept or found.rows.shape[1], staged=staged)
+        else:
+            if staged and found.rows.shape[1] > 2 * (kept or 0):
+                found = found.by_keys(self._keys(found, queries, coarse=True), 2 * (kept or 0))
+            ranked = found.by_keys(self._keys(found, queries, coarse=False), kept)
         self._between("rerank")
         return ranked
+
+    def _by_products(self, found: _Found, queries: Floats, kept: int, *, staged: bool) -> _Found:
+        """The candidates of one view of the highest cosines; in a segment the order of rows is that of ids."""
+        segment, rows = self._views[0].segment, found.masked(None)
+        if staged and segment.coarse is not None and rows.shape[1] > 2 * kept:
+            rows, _ = segment.coarse.best(queries, rows, 2 * kept, self._threads)
+        kept = min(kept, rows.shape[1])
+        if not kept:
+            return replace(found, keys=np.empty(found.rows.shape, np.float32))
+        best, scores = native.vector_topk(segment.vectors, queries, rows, kept, self._threads)
+        ranked = found.ordered(_places(found.masked(None), best))
+        np.negative(scores, out=scores)
+        if found.distances.max() == UNUSED:
+            scores[ranked.distances == UNUSED] = np.inf
+        return replace(ranked, keys=scores)
+
+    def _keys(self, found: _Found, queries: Floats, *, coarse: bool) -> Floats:
+        """Cosines made negative float32 (q, p), inf for none; with `coarse` by re-rank codes, if there are some."""
+        keys = np.full(found.rows.shape, np.inf, np.float32)
+        for number, view in enumerate(self._views):
+            rows = found.masked(number)
+            order = np.argsort(rows, axis=1)
+            rows, segment = np.take_along_axis(rows, order, 1), view.segment
+            width = int(np.count_nonzero(rows != UNUSED, axis=1).max(initial=0))
+            if not width:
+                continue
+            rows = np.ascontiguousarray(rows[:, :width])
+            if coarse and segment.coarse is not None:
+                best, scores = segment.coarse.best(queries, rows, width, self._threads)
+            else:
+                best, scores = native.vector_topk(segment.vectors, queries, rows, width, self._threads)
+            back = np.argsort(best, axis=1)
+            query, place = np.nonzero(rows != UNUSED)
+            keys[query, order[query, place]] = -scores[query, back[query, place]]
+        return keys
 
     def _candidates(self, codes: Codes, count: int, without: Ids | None) -> _Found:
         """The `count` nearest of all views, by (distance, id)."""
         asked = count if without is None else count + 1
-        pools = {}
+        if len(self._views) == 1:
+            pool = self._pool(0, codes, asked)
+            self._between("scan" if self._views[0].segment.graph is None else "graph")
+            found = _Found(pool.rows, pool.distances)
+        else:
+            found = self._joined(self._pools(codes, asked), asked)
+        return found if without is None else _left(replace(found, ids=self._ids(found)), without, count)
+
+    def _pool(self, view: int, codes: Codes, count: int) -> Pool:
+        """The nearest of one view."""
+        pool = nearest(
+            self._views[view].segment,
+            codes,
+            count,
+            self._ef,
+            exact=self._options.exact,
+            allowed=self._allowed[view],
+            threads=self._threads,
+        )
+        self._visited += pool.visited
+        return pool
+
+    def _pools(self, codes: Codes, count: int) -> list[Pool]:
+        """The nearest of each view, those with graphs first."""
+        pools: dict[int, Pool] = {}
         for stage, walked in (("graph", True), ("scan", False)):
             chosen = [i for i, view in enumerate(self._views) if (view.segment.graph is not None) is walked]
-            for i in chosen:
-                pools[i] = nearest(
-                    self._views[i].segment,
-                    codes,
-                    asked,
-                    self._ef,
-                    exact=self._options.exact,
-                    allowed=self._allowed[i],
-                    threads=self._threads,
-                )
+            pools |= {i: self._pool(i, codes, count) for i in chosen}
             if chosen:
-                self._visited += sum(pools[i].visited for i in chosen)
                 self._between(stage)
-        if len(self._views) == 1:
-            found = _Found(pools[0].rows, pools[0].distances)
-        else:
-            found = self._joined([pools[i] for i in range(len(self._views))], asked)
-        return found if without is None else _left(replace(found, ids=self._ids(found)), without, count)
+        return [pools[i] for i in range(len(pools))]
 
     def _joined(self, pools: Sequence[Pool], count: int) -> _Found:
         """The `count` nearest of several views' candidates."""
@@ -295,19 +356,6 @@ class Search:
     def _ids(self, found: _Found) -> Ids:
         """Of the candidates, or some of them."""
         return self._views[0].segment.ids.take(found.rows) if found.ids is None else found.ids
-
-    def _cosines(self, found: _Found, queries: Floats) -> Floats:
-        """Cosines float32 (q, p). Equal vectors get equal ones wherever they stand: each product is by itself."""
-        cosines = np.empty(found.rows.shape, np.float32)
-        if found.views is None:
-            _products(self._views[0].segment.vectors, found.rows, queries, cosines)
-            return cosines
-        for number, view in enumerate(self._views):
-            query, place = np.nonzero(found.views == number)
-            for start in range(0, len(query), _GATHERED):
-                q, p = query[start : start + _GATHERED], place[start : start + _GATHERED]
-                cosines[q, p] = np.vecdot(view.segment.vectors.take(found.rows[q, p], axis=0), queries[q])
-        return cosines
 
     def _page(
         self,
@@ -389,11 +437,11 @@ class Search:
 class _Cursors(Sequence[bytes]):
     """The cursors of first pages, made when they are looked at: most never are.
 
-    found: the candidates in the order of results; None where nothing comes after k of them
+    found: the results, (q, k); None where nothing comes after k of them
     """
 
-    def __init__(self, generation: str, k: int, counts: NDArray[np.uint32], found: _Found | None) -> None:
-        self._generation, self._k, self._counts, self._found = generation, k, counts, found
+    def __init__(self, generation: str, k: int, counts: NDArray[np.uint32], found: _Found | None, ids: Ids) -> None:
+        self._generation, self._k, self._counts, self._found, self._ids = generation, k, counts, found, ids
 
     def __len__(self) -> int:
         return len(self._counts)
@@ -404,7 +452,8 @@ class _Cursors(Sequence[bytes]):
         count = int(self._counts[at])
         if self._found is None or count < self._k:
             return b""
-        return _cursor(self._generation, self._found.at((at, [count - 1])), count)
+        last = (at, [count - 1])
+        return _cursor(self._generation, replace(self._found.at(last), ids=self._ids[last]), count)
 
 
 def none(*, scored: bool, grouped: bool) -> Hits:
@@ -437,14 +486,12 @@ def join(parts: Sequence[Hits], *, scored: bool, grouped: bool) -> Hits:
     )
 
 
-def _products(vectors: Floats, rows: Rows, queries: Floats, out: Floats) -> None:
-    """out[i, j] = vectors[rows[i, j]] . queries[i], of bounded memory."""
-    step = max(1, _GATHERED // max(1, rows.shape[1]))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        for begin in range(0, rows.shape[1], _GATHERED):
-            some = slice(begin, begin + _GATHERED)
-            np.vecdot(vectors.take(rows[part, some], axis=0), queries[part, None], out=out[part, some])
+def _places(rows: Rows, some: Rows) -> Order:
+    """Where each of `some` (q, k) is first among its query's rows (q, p)."""
+    if some.size * rows.shape[1] <= _COMPARED:
+        return np.asarray((some[:, :, None] == rows[:, None, :]).argmax(axis=2))
+    order = np.argsort(rows, axis=1, kind="stable")
+    return np.stack([o[np.searchsorted(row, few, sorter=o)] for o, row, few in zip(order, rows, some, strict=True)])
 
 
 def _left(found: _Found, without: Ids, count: int) -> _Found:

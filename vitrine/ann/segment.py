@@ -25,11 +25,14 @@ from vitrine.ann import filters
 from vitrine.ann.arrays import check_unit_vectors, map_array, refuse
 from vitrine.ann.attributes import Attributes
 from vitrine.ann.build import Executor, Parameters, build
+from vitrine.ann.coarse import Coarse
 from vitrine.ann.filters import Filter, Mask
 from vitrine.ann.hashing import Codes, Floats, Hashing
 
 UNUSED = 2**32 - 1  # the distance of a candidate that is none
 ATTRIBUTES_FILE = "attributes.arrow"
+COARSE_FILE = "coarse.safetensors"
+COARSE_BITS = 4  # a dimension (docs/hashing.md, "Re-rank codes")
 
 _MASKS = 16  # masks kept a segment; each is two bytes an item
 
@@ -151,6 +154,7 @@ class Segment:
     ids:     uint64 (n,), ascending
     codes:   uint64 (words, n), word-major
     vectors: float32 (n, dim), unit length
+    coarse:  re-rank codes of the vectors
     scanner: compares codes instead of the graph and the CPU
     """
 
@@ -159,6 +163,7 @@ class Segment:
     vectors: Floats
     attributes: Attributes
     graph: SegmentGraph | None = None
+    coarse: Coarse | None = None
     scanner: Scanner | None = None
     _masks: Masks = field(default_factory=Masks, init=False, repr=False)
 
@@ -217,7 +222,7 @@ class Segment:
             np.array(built.codes), np.array(built.edges), np.array(built.entries), np.array(built.items),
             np.array(built.starts),
         )  # fmt: skip
-        return cls(ids, codes, vectors, attributes, graph)
+        return cls(ids, codes, vectors, attributes, graph, Coarse.encode(vectors, COARSE_BITS))
 
     def write(self, folder: Path) -> None:
         """The segment's files, which `load` maps."""
@@ -232,6 +237,8 @@ class Segment:
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         if self.attributes.columns:
             self.attributes.write(folder / ATTRIBUTES_FILE)
+        if self.coarse is not None:
+            self.coarse.save(folder / COARSE_FILE)
 
     @classmethod
     def load(cls, folder: Path, bits: int, dim: int) -> Self:
@@ -250,7 +257,12 @@ class Segment:
         graph = _load_graph(folder, n, bits // 64) if (folder / "graph_edges.npy").exists() else None
         file = folder / ATTRIBUTES_FILE
         attributes = Attributes.load(file, n) if file.exists() else Attributes.none(n)
-        return cls(ids, codes, vectors, attributes, graph)
+        coarse = None
+        if (folder / COARSE_FILE).exists():
+            coarse = Coarse.load(folder / COARSE_FILE)
+            if (coarse.items, coarse.dim) != (n, dim):
+                refuse(COARSE_FILE, f"has {coarse.items:,} codes of {coarse.dim} dimensions, not {n:,} of {dim}")
+        return cls(ids, codes, vectors, attributes, graph, coarse)
 
 
 def _load_graph(folder: Path, n: int, words: int) -> SegmentGraph:
