@@ -1,5 +1,7 @@
 """Get, Upsert and Delete as callers see them, on a server that follows the log."""
 
+import secrets
+
 import grpc
 import numpy as np
 import pytest
@@ -34,9 +36,10 @@ class Serving:
         return self.stub.Get(ann_pb2.GetRequest(item_ids=items), timeout=20)
 
 
-@pytest.fixture
-def serving(stack, namespace, tmp_path):
-    with ann_live(stack, namespace, tmp_path) as run:
+@pytest.fixture(scope="module")
+def serving(stack, tmp_path_factory):
+    """One for all tests here: each has items and attributes of its own."""
+    with ann_live(stack, f"t{secrets.token_hex(5)}", tmp_path_factory.mktemp("ann")) as run:
         run.model = {item: row.tobytes() for item, row in enumerate(unit_vectors(0, 50, DIM), 1)}
         run.publish(seed=0)
         yield Serving(run, run.replica())
@@ -53,6 +56,7 @@ def refused(call) -> grpc.RpcError:
 
 
 def test_an_upsert_is_visible_when_it_returns_and_replaces_the_item_whole(serving):
+    before = serving.stub.Stats(ann_pb2.StatsRequest()).items
     vectors = 3 * unit_vectors(7, 2, DIM)
     given = [attributes(price=3, brand="apex"), attributes(brand="acme")]
     done = serving.upsert([900, 7], vectors=vectors.tobytes(), attributes=given)
@@ -68,7 +72,7 @@ def test_an_upsert_is_visible_when_it_returns_and_replaces_the_item_whole(servin
     ]
     serving.upsert([900])
     assert updates.from_message(serving.get(900).attributes[0]) == {}
-    assert serving.stub.Stats(ann_pb2.StatsRequest()).items == 51
+    assert serving.stub.Stats(ann_pb2.StatsRequest()).items == before + 1
 
 
 def test_a_deleted_item_is_gone_and_deleting_it_again_is_no_error(serving):
@@ -79,8 +83,8 @@ def test_a_deleted_item_is_gone_and_deleting_it_again_is_no_error(serving):
 
 
 def test_a_deletion_by_filter_removes_what_it_holds_for(serving):
-    serving.upsert([101, 102, 103], attributes=[attributes(brand=brand) for brand in ("acme", "apex", "acme")])
-    wanted = ann_pb2.Filter(one_of=ann_pb2.OneOf(attribute="brand", values=[Value(text="acme")]))
+    serving.upsert([101, 102, 103], attributes=[attributes(colour=colour) for colour in ("acme", "apex", "acme")])
+    wanted = ann_pb2.Filter(one_of=ann_pb2.OneOf(attribute="colour", values=[Value(text="acme")]))
     done = serving.stub.Delete(ann_pb2.DeleteRequest(filter=wanted), timeout=20)
     assert done.items == 2
     assert list(serving.get(101, 102, 103).item_ids) == [102]
@@ -116,18 +120,18 @@ def test_a_bad_upsert_names_its_field_and_writes_nothing(serving, code, named, f
 
 
 def test_an_attribute_of_another_kind_is_refused(serving):
-    serving.upsert([5], attributes=[attributes(price=3.5)])
-    serving.upsert([6], attributes=[attributes(price=3)])  # a whole number stands for a number
-    error = refused(lambda: serving.upsert([7], attributes=[attributes(price="cheap")]))
+    serving.upsert([5], attributes=[attributes(size=3.5)])
+    serving.upsert([6], attributes=[attributes(size=3)])  # a whole number stands for a number
+    error = refused(lambda: serving.upsert([8], attributes=[attributes(size="large")]))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "price" in error.details()
+    assert "size" in error.details()
 
 
 def test_a_search_waits_for_its_sequences_and_no_longer_than_its_deadline(serving):
-    done = serving.upsert([900])
-    query = unit_vectors(1, 1, DIM).tobytes()
+    query = unit_vectors(77, 1, DIM).tobytes()
+    done = serving.upsert([910], vectors=query)
     found = serving.stub.Search(ann_pb2.SearchRequest(vectors=query, k=1, min_sequences=done.sequences), timeout=20)
-    assert list(found.item_ids) == [900]
+    assert list(found.item_ids) == [910]
     later = ann_pb2.Sequence(partition=done.sequences[0].partition, offset=done.sequences[0].offset + 10)
     search = ann_pb2.SearchRequest(vectors=query, k=1, min_sequences=[later])
     assert refused(lambda: serving.stub.Search(search, timeout=0.5)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -139,22 +143,24 @@ def test_a_search_waits_for_its_sequences_and_no_longer_than_its_deadline(servin
 
 def test_records_that_are_no_updates_of_the_index_are_counted_and_passed_over(serving):
     producer: KafkaProducer = kafka.producer(serving.run.stack.kafka_url)
-    good = Update(900, unit_vectors(1, 1, DIM)[0])
+    good = Update(920, unit_vectors(1, 1, DIM)[0])
+    counted = ("vitrine_ann_updates_total", "vitrine_tail_skipped_records_total")
+    before = [serving.replica.service.metric(name) for name in counted]
 
     def send(item: int, value: bytes | None, index: str = INDEX) -> None:
         producer.send(serving.run.topic, key=updates.key_of(index, item), value=value).get(timeout=30)
 
     version = serving.run.embeddings.version
     send(1, b"\xff\xff")
-    send(900, updates.value_of(INDEX, good, "another"))
-    send(900, updates.value_of("hats", good, version), "hats")
+    send(920, updates.value_of(INDEX, good, "another"))
+    send(920, updates.value_of("hats", good, version), "hats")
     send(2, None)
-    send(900, updates.value_of(INDEX, good, version))
+    send(920, updates.value_of(INDEX, good, version))
     producer.close(timeout=5)
-    wait_for(lambda: list(serving.get(900).item_ids) == [900])
+    wait_for(lambda: list(serving.get(920).item_ids) == [920])
     assert list(serving.get(1, 2).item_ids) == [1, 2]
-    assert serving.replica.service.metric("vitrine_ann_updates_total") == 3
-    assert serving.replica.service.metric("vitrine_tail_skipped_records_total") == 2
+    after = [serving.replica.service.metric(name) for name in counted]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [3, 2]
 
 
 def test_a_server_without_kafka_takes_no_updates(stack, namespace, tmp_path):
