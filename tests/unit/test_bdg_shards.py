@@ -65,7 +65,7 @@ def test_workers_and_memory_do_not_change_an_artifact(store, tmp_path):
         return {name: entry["sha256"] for name, entry in store.manifest("binary-index").files.items()}
 
     expected = files("one", Means(Threads(1)))
-    assert len(expected) == 2 + 3 * 8
+    assert len(expected) == 2 + 3 * 9
     assert files("two", Means(Threads(2), 1)) == expected
     assert files("four", Means(Threads(4), 10)) == expected
 

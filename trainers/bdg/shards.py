@@ -8,8 +8,9 @@ import numpy as np
 from trainers.bdg.items import Items
 from vitrine.ann.attributes import Attributes
 from vitrine.ann.build import Executor, Parameters, build, files
+from vitrine.ann.coarse import Coarse
 from vitrine.ann.hashing import Hashing
-from vitrine.ann.segment import ATTRIBUTES_FILE, Segment, SegmentGraph
+from vitrine.ann.segment import ATTRIBUTES_FILE, COARSE_BITS, COARSE_FILE, Segment, SegmentGraph
 
 _CHUNK = 1 << 14  # rows encoded at a time
 
@@ -50,5 +51,6 @@ def build_graph(
     graph = SegmentGraph(built.codes, built.edges, built.entries, built.items, built.starts)
     try:
         Segment(ids, codes, vectors, attributes, graph).write(out)
+        Coarse.encode(vectors, COARSE_BITS, out / COARSE_FILE)
     except OSError as error:
         raise files.unwritten(error, out) from error

@@ -13,6 +13,7 @@ fixed order. Codes and scores are therefore the same bits on every machine, for 
 """
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -143,7 +144,9 @@ def _create(file: Path, n: int, dim: int, bits: int) -> tuple[NDArray[np.uint8],
     text += b" " * (-(8 + len(text)) % 64)
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(_end(header, len(text)))
+        stream.flush()
+        # A full disk is an error now: a mapped page that finds no room would end the process by a signal.
+        os.posix_fallocate(stream.fileno(), 0, _end(header, len(text)))
     return _map(file, header, len(text), "r+")
 
 

@@ -2,7 +2,7 @@
 
 The candidates of a query are the `count` nearest rows by (distance, id) over all views. By code that is the order
 of results; by vector they are re-ranked by (cosine, id), where a segment has re-rank codes by these first, so that
-2 k real vectors are read. Groups, radius and the page before then say which of them
+2 k + 8 real vectors are read. Groups, radius and the page before then say which of them
 are results; where those are fewer than k and there is more to look at, four times as many candidates are looked at.
 """
 
@@ -29,6 +29,7 @@ KEPT = 10_000
 """Results that the pages of one query can have together."""
 
 _COMPARED = 1 << 18  # pairs of rows that are compared, rather than sorted
+_READ = 8  # real vectors read, beyond 2 k
 _MORE = 4  # times the candidates, where those looked at gave too few results
 
 Codes = NDArray[np.uint64]
@@ -260,21 +261,24 @@ class Search:
             found.distances[found.distances > self._options.radius] = UNUSED
         if queries is None:
             return found if kept is None else found.first(kept)
-        staged = kept is not None and not self._options.exact
+        width = found.rows.shape[1]
+        read = width  # real vectors; all where the candidates are all items, so that the answer is exact
+        if kept is not None and not self._options.exact and count < self._total:
+            read = min(width, 2 * kept + _READ)
         if len(self._views) == 1:
-            ranked = self._by_products(found, queries, kept or found.rows.shape[1], staged=staged)
+            ranked = self._by_products(found, queries, kept or width, read)
         else:
-            if staged and found.rows.shape[1] > 2 * (kept or 0):
-                found = found.by_keys(self._keys(found, queries, coarse=True), 2 * (kept or 0))
+            if read < width and any(view.segment.coarse is not None for view in self._views):
+                found = found.by_keys(self._keys(found, queries, coarse=True), read)
             ranked = found.by_keys(self._keys(found, queries, coarse=False), kept)
         self._between("rerank")
         return ranked
 
-    def _by_products(self, found: _Found, queries: Floats, kept: int, *, staged: bool) -> _Found:
+    def _by_products(self, found: _Found, queries: Floats, kept: int, read: int) -> _Found:
         """The candidates of one view of the highest cosines; in a segment the order of rows is that of ids."""
         segment, rows = self._views[0].segment, found.masked(None)
-        if staged and segment.coarse is not None and rows.shape[1] > 2 * kept:
-            rows, _ = segment.coarse.best(queries, rows, 2 * kept, self._threads)
+        if read < rows.shape[1] and segment.coarse is not None:
+            rows, _ = segment.coarse.best(queries, rows, read, self._threads)
         kept = min(kept, rows.shape[1])
         if not kept:
             return replace(found, keys=np.empty(found.rows.shape, np.float32))
