@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrine.ann import hashing
+from vitrine.ann import nearest as nearest_module
 from vitrine.ann.attributes import Attributes
 from vitrine.ann.build import Parameters
 from vitrine.ann.cursor import GenerationError
@@ -87,6 +89,31 @@ class Plain:
             kept.append(item)
         return kept
 
+    def page(self, query, options: Options, before: list[int], without: int = 0) -> list[int]:
+        """Results of a vector after those before, re-ranking as many candidates as the index does."""
+        code = self.function.encode(query[None])[:, 0]
+        nearest = []
+        for item, (vector, own, has) in self.items.items():
+            if self.holds(options.filter, item) and (options.group_by is None or options.group_by in has):
+                score = float(np.einsum("nd,d->n", vector[None], query)[0])
+                nearest.append((int(np.bitwise_count(own ^ code).sum()), item, -score))
+        nearest.sort()
+        total = len(nearest)
+        nearest = [each for each in nearest if each[1] != without]
+        count = min(options.k * options.over_recall + len(before) * options.over_recall, total)
+        while True:
+            pool = [each for each in nearest[:count] if options.radius is None or each[0] <= options.radius]
+            seen, results, started = set(), [], not before
+            for _, item in sorted((key, item) for _, item, key in pool):
+                group = self.items[item][2].get(options.group_by) if options.group_by else item
+                if group not in seen:
+                    seen.add(group)
+                    results += [item] if started else []
+                started = started or item == before[-1]
+            if len(results) >= options.k or count >= total or len(pool) < len(nearest[:count]):
+                return results[: options.k]
+            count = min(total, 4 * count)
+
 
 FUNCTION = hashing.fit(unit_vectors(0, 300, DIM), BITS, seed=0)
 
@@ -132,6 +159,11 @@ def whole(build):
             snapshot.append(View(segment, Allowed(alive, int(alive.sum()), nodes)))
         index_of[seed] = BinaryIndex(FUNCTION, tuple(reversed(snapshot)), 4, generation="v1"), plain
     return index_of
+
+
+def walking():
+    """However small a segment is, its graph is walked."""
+    return patch.object(nearest_module, "_WALK_NS", 0)
 
 
 conditions = st.one_of(
@@ -198,6 +230,33 @@ def test_an_exact_search_is_a_loop_over_the_items(whole, seed, query, k, filter_
 @given(
     seed=st.integers(0, 2),
     query=st.integers(0, 500),
+    k=st.integers(1, 12),
+    over_recall=st.integers(1, 8),
+    filter_=st.none() | wanted,
+    group=st.sampled_from([None, None, "lot", "shape"]),
+    radius=st.none() | st.integers(0, 40),
+    pages=st.integers(1, 3),
+)
+def test_an_exact_search_ranks_the_nearest_codes_by_real_vectors(
+    whole, seed, query, k, over_recall, filter_, group, radius, pages
+):
+    index, plain = whole[seed]
+    asked = unit_vectors(1000 + query, 1, DIM)
+    options = Options(k, over_recall, exact=True, filter=filter_, group_by=group, radius=radius)
+    found, cursors = [], None
+    for _ in range(pages):
+        hits = index.search_vectors(asked, replace(options, cursors=cursors))
+        assert hits.ids.tolist() == plain.page(asked[0], options, found)
+        found += hits.ids.tolist()
+        cursors = hits.cursors
+        if not cursors[0]:
+            break
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2),
+    query=st.integers(0, 500),
     k=st.integers(1, 30),
     filter_=st.none() | wanted,
     group=st.sampled_from([None, None, "lot", "shape"]),
@@ -209,7 +268,8 @@ def test_the_graph_gives_as_many_results_as_there_can_be_and_all_of_them_allowed
     index, plain = whole[seed]
     asked = unit_vectors(1000 + query, 1, DIM)
     options = Options(k, ef=ef, filter=filter_, group_by=group)
-    hits = index.search_vectors(asked, options)
+    with walking():
+        hits = index.search_vectors(asked, options)
     expected = plain.ranked(asked[0], options, by_code=False)
     assert len(hits.ids) == min(k, len(expected))
     assert len(set(hits.ids.tolist())) == len(hits.ids)
@@ -222,7 +282,8 @@ def test_the_graph_finds_what_an_exact_search_does(whole):
     asked = unit_vectors(7, 50, DIM)
     for filter_ in (None, Range("lot", at_most=3), OneOf("shape", frozenset(["hat"]))):
         exact = index.search_vectors(asked, Options(10, exact=True, filter=filter_))
-        walked = index.search_vectors(asked, Options(10, ef=60, filter=filter_))
+        with walking():
+            walked = index.search_vectors(asked, Options(10, ef=60, filter=filter_))
         same = sum(
             len(set(exact.ids[one].tolist()) & set(walked.ids[other].tolist()))
             for one, other in zip(exact.slices(), walked.slices(), strict=True)
@@ -235,7 +296,8 @@ def test_pages_of_a_walk_never_repeat_an_item_and_reach_all(whole):
     asked = unit_vectors(3, 1, DIM)
     found, cursors = [], None
     while True:
-        hits = index.search_vectors(asked, Options(37, 10, cursors=cursors))
+        with walking():
+            hits = index.search_vectors(asked, Options(37, 10, cursors=cursors))
         found += hits.ids.tolist()
         cursors = hits.cursors
         if not cursors[0]:
@@ -329,17 +391,24 @@ def test_one_constant_on_every_code_changes_nothing(build):
         plain, codes=plain.codes ^ constant, graph=replace(plain.graph, codes=plain.graph.codes ^ constant)
     )
     codes = np.ascontiguousarray(FUNCTION.encode(unit_vectors(6, 20, DIM)).T)
-    one = BinaryIndex(FUNCTION, (View(plain),), 4).search_codes(codes, Options(10))
-    other = BinaryIndex(FUNCTION, (View(turned),), 4).search_codes(codes ^ constant, Options(10))
-    assert np.array_equal(one.ids, other.ids)
-    assert np.array_equal(one.distances, other.distances)
+    for exact in (False, True):
+        with walking():
+            one = BinaryIndex(FUNCTION, (View(plain),), 4).search_codes(codes, Options(10, exact=exact))
+            other = BinaryIndex(FUNCTION, (View(turned),), 4).search_codes(
+                codes ^ constant, Options(10, exact=exact)
+            )
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.distances, other.distances)
 
 
 def test_an_indexed_code_finds_itself(build):
     ids, vectors = np.arange(1, 501, dtype=np.uint64), unit_vectors(5, 500, DIM)
     index = BinaryIndex(FUNCTION, (View(build(ids, vectors, True)),), 4)
     codes = np.ascontiguousarray(FUNCTION.encode(vectors).T)
-    assert (index.search_codes(codes, Options(1)).distances == 0).all()
+    with walking():
+        hits = index.search_codes(codes, Options(1))
+    assert (hits.distances == 0).all()
+    assert np.array_equal(hits.ids, ids)
 
 
 def test_a_hundred_thousand_identical_codes_are_one_node(build):

@@ -140,12 +140,11 @@ def _scan_nodes(graph: SegmentGraph, codes: Codes, count: int, allowed: Allowed)
             best = [_by_row(graph.node_items[nodes], distances, count, 0)]
         else:
             best = [_rows_of(graph, nodes[i], distances[i], count, allowed) for i in range(len(codes))]
-        # Rows tie otherwise than nodes do, so the last distance has to be seen whole.
-        if asked == len(chosen) or all(
-            each.rows.shape[1] == count and (each.distances[:, -1] < distances[:, -1].max()).all() for each in best
-        ):
+        if asked == len(chosen) or all(each.rows.shape[1] == count for each in best):
             rows, away = (np.concatenate(of) for of in zip(*((p.rows, p.distances) for p in best), strict=True))
-            return Pool(rows, away, len(codes) * len(chosen))
+            # Rows tie otherwise than nodes do, so the last distance has to be seen whole.
+            if asked == len(chosen) or (away[:, -1] < distances[:, -1]).all():
+                return Pool(rows, away, len(codes) * len(chosen))
         asked = min(len(chosen), asked * _MORE)
 
 

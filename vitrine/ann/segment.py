@@ -105,7 +105,7 @@ class Allowed:
 
     rows:     bool (n,)
     count:    how many are
-    nodes:    bool (nodes,), nodes that have one of them, and perhaps others; None without a graph
+    nodes:    bool (nodes,), nodes that have one of them; where codes repeat perhaps others; None without a graph
     filtered: those of them that meet a filter
     """
 
@@ -147,7 +147,7 @@ class Scanner(Protocol):
         """As `vitrine.ann.nearest.nearest`, exactly; None where it cannot."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segment:
     """Items.
 
@@ -166,6 +166,9 @@ class Segment:
     coarse: Coarse | None = None
     scanner: Scanner | None = None
     _masks: Masks = field(default_factory=Masks, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Segment({len(self.ids):,} items, {'a' if self.graph is not None else 'no'} graph)"
 
     def rows_of(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(rows, places): rows of those of the ids that are here, and where among `ids` each stands."""
