@@ -256,7 +256,7 @@ class Segment:
             refuse("ids.npy", "has no items")
         if ids[0] == 0 or not (ids[1:] > ids[:-1]).all():
             refuse("ids.npy", "is not ascending ids from 1")
-        check_unit_vectors("vectors.npy", vectors)
+        check_unit_vectors("vectors.npy", vectors, chunks=4)
         graph = _load_graph(folder, n, bits // 64) if (folder / "graph_edges.npy").exists() else None
         file = folder / ATTRIBUTES_FILE
         attributes = Attributes.load(file, n) if file.exists() else Attributes.none(n)
