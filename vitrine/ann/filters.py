@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,10 +91,18 @@ def check(wanted: Filter, kinds: Mapping[str, str]) -> None:
         if isinstance(condition, Range):
             if kind == "text":
                 raise FieldError("filter", f"{condition.attribute} is text; ranges are of numbers")
+            for bound in (condition.at_least, condition.at_most, condition.above, condition.below):
+                _check_finite(condition.attribute, bound)
         elif isinstance(condition, OneOf):
             for value in condition.values:
                 if isinstance(value, str) != (kind == "text"):
                     raise FieldError("filter", f"{condition.attribute} is {kind}, which {value!r} is not")
+                _check_finite(condition.attribute, value)
+
+
+def _check_finite(attribute: str, value: Value | None) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FieldError("filter", f"{attribute} is compared with {value}; use finite numbers")
 
 
 def mask(wanted: Filter, segment: Segment) -> Mask:
@@ -112,7 +122,7 @@ def mask(wanted: Filter, segment: Segment) -> Mask:
             return ~mask(inner, segment)
         case Items(ids):
             found = np.zeros(len(segment.ids), bool)
-            found[segment.rows_of(np.fromiter(ids, np.uint64, len(ids)))[0]] = True
+            found[segment.rows_of(_sorted(ids))[0]] = True
             return found
     column = segment.attributes.columns.get(wanted.attribute)
     if column is None:
@@ -123,25 +133,39 @@ def mask(wanted: Filter, segment: Segment) -> Mask:
     return found & column.present
 
 
+@lru_cache(64)
+def _sorted(ids: frozenset[int]) -> NDArray[np.uint64]:
+    """Once for all segments: a live index has new ones again and again."""
+    try:
+        return np.sort(np.fromiter(ids, np.uint64, len(ids)))
+    except OverflowError as error:
+        raise FieldError("filter", "has an item id beyond 64 bits; ids are 1 to 2^64 - 1") from error
+
+
 def _one_of(column: Column, wanted: OneOf) -> Mask:
-    values = list(wanted.values)
+    values: list[float | str] = list(wanted.values)
     if column.kind == "text":
-        known = [column.ordinals[value] for value in values if value in column.ordinals]
-        return np.isin(column.values, np.array(known, np.int32))
-    return np.isin(column.values, np.array(values, np.float64 if column.kind == "number" else None))
+        values = [column.ordinals[value] for value in values if value in column.ordinals]
+    elif column.kind == "integer":
+        values = [int(value) for value in values if value == int(value) and -(2**63) <= value < 2**63]
+    return np.isin(column.values, np.array(values, column.values.dtype))
 
 
 def _within(column: Column, wanted: Range) -> Mask:
     values = column.values
+    low, high, above, below = wanted.at_least, wanted.at_most, wanted.above, wanted.below
+    if column.kind == "integer":  # compared as whole numbers: a float64 does not hold all of them
+        low, below = (bound if bound is None else math.ceil(bound) for bound in (low, below))
+        high, above = (bound if bound is None else math.floor(bound) for bound in (high, above))
     found = np.ones(len(values), bool)
-    if wanted.at_least is not None:
-        found &= values >= wanted.at_least
-    if wanted.at_most is not None:
-        found &= values <= wanted.at_most
-    if wanted.above is not None:
-        found &= values > wanted.above
-    if wanted.below is not None:
-        found &= values < wanted.below
+    if low is not None:
+        found &= values >= low
+    if high is not None:
+        found &= values <= high
+    if above is not None:
+        found &= values > above
+    if below is not None:
+        found &= values < below
     return found
 
 
