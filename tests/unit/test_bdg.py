@@ -138,6 +138,7 @@ def test_bounds_are_the_tenth_highest_cosines(monkeypatch):
     [
         ("bits", Config(bits=100)),
         ("dims", Config(dims=33)),
+        ("method: 'none' is none of", Config(method="none")),
         ("no picture is in tset; there are test, train, validation", Config(splits=("tset",))),
     ],
 )

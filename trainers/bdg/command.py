@@ -14,6 +14,7 @@ from trainers.runtime.progress import failed
 from vitrine.ann import index
 from vitrine.ann.build import Executor, Parameters, Threads
 from vitrine.ann.index import MAX_EF, MAX_OVER_RECALL
+from vitrine.ann.rotations import METHODS
 from vitrine.artifacts import ArtifactError, ArtifactStore
 from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.runtime.kafka import LogLostError
@@ -50,6 +51,7 @@ def main(
     ] = "",
     bits: Annotated[int, typer.Option(min=64, max=1024, help="bits of a code, a multiple of 64")] = Config.bits,
     dims: Annotated[int, typer.Option(min=0, help="principal directions kept; 0 chooses")] = Config.dims,
+    method: Annotated[str, typer.Option(help=f"of hashing: {', '.join(METHODS)}")] = Config.method,
     over_recall: Annotated[
         int, typer.Option(min=1, max=MAX_OVER_RECALL, help="candidates re-ranked by default, as a multiple of k")
     ] = Config.over_recall,
@@ -96,7 +98,9 @@ def main(
             overlap=overlap, leaf=leaf, neighbours=neighbours, kept=kept, rounds=rounds, degree=degree, slack=slack,
             entries=entries, seed=seed,
         )  # fmt: skip
-        config = Config(bits, dims, over_recall, tuple(s for s in splits.split(",") if s), seed, ef, shards, graph)
+        config = Config(
+            bits, dims, over_recall, tuple(s for s in splits.split(",") if s), seed, ef, shards, graph, method
+        )
         with scratch as folder:
             train(
                 ArtifactStore(store, namespace=namespace),

@@ -44,6 +44,7 @@ class Config:
     ef:          default of searches: nodes that a walk keeps
     shards:      graphs that the items are dealt to, by murmur2 of their ids
     graph:       of the build
+    method:      of hashing (vitrine/ann/rotations.py)
     """
 
     bits: int = 512
@@ -54,6 +55,7 @@ class Config:
     ef: int = EF
     shards: int = 1
     graph: Parameters = field(default_factory=Parameters)
+    method: str = "turns"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,13 @@ def train(
         progress.update(1, stage="fit")
         fitted = tasks.run(
             "fit",
-            [*sources, f"bits {config.bits}", f"dims {config.dims}", f"seed {config.seed}"],
+            [
+                *sources,
+                f"bits {config.bits}",
+                f"method {config.method}",
+                f"dims {config.dims}",
+                f"seed {config.seed}",
+            ],
             lambda out: fit(items, config, out),
         )
         function = Hashing.load(fitted / "hashing.safetensors")
@@ -167,7 +175,9 @@ def fit(items: Items, config: Config, out: Path) -> None:
     if len(items.ids) > _SAMPLE:
         draws = np.random.Generator(np.random.Philox(key=config.seed))
         sample = np.sort(draws.choice(len(items.ids), _SAMPLE, replace=False))
-    function = hashing.fit(items.vectors(sample), config.bits, dims=config.dims, seed=config.seed)
+    function = hashing.fit(
+        items.vectors(sample), config.bits, method=config.method, dims=config.dims, seed=config.seed
+    )
     function.save(out / "hashing.safetensors")
 
 
