@@ -1,5 +1,6 @@
 """A search over several segments, with filters, groups, radius and pages, against plain loops over items."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -14,10 +15,12 @@ from vitrine.ann import hashing
 from vitrine.ann import nearest as nearest_module
 from vitrine.ann.attributes import Attributes
 from vitrine.ann.build import Parameters
+from vitrine.ann.coarse import Coarse
 from vitrine.ann.cursor import GenerationError
 from vitrine.ann.filters import All, Any, Items, Not, OneOf, Range
 from vitrine.ann.index import BinaryIndex, Options, View
-from vitrine.ann.segment import Allowed, Segment
+from vitrine.ann.segment import ATTRIBUTES_FILE, COARSE_FILE, GRAPH_FILES, Allowed, Segment
+from vitrine.artifacts import ArtifactError
 from vitrine.errors import FieldError, NotFoundError
 
 DIM, BITS = 8, 64
@@ -351,6 +354,88 @@ def test_a_written_index_with_graph_and_attributes_is_read_as_it_was(build, tmp_
     assert np.array_equal(one.ids, other.ids)
     assert one.groups == other.groups
     assert loaded.get(ids).attributes == [attributes_of(int(item)) for item in ids]
+
+
+@pytest.mark.parametrize("file", [*GRAPH_FILES, ATTRIBUTES_FILE, COARSE_FILE])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "garbage"])
+def test_a_damaged_file_of_a_segment_is_refused_by_name(build, tmp_path, file, damage):
+    if damage == "gone" and file in (ATTRIBUTES_FILE, COARSE_FILE):
+        pytest.skip("an index may be without")
+    segment = build(np.arange(1, 101, dtype=np.uint64), unit_vectors(1, 100, DIM), True)
+    BinaryIndex(FUNCTION, (View(segment),), 4).write(tmp_path)
+    path = tmp_path / "shard-00000" / file
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "garbage": b"\x00" * len(data)}[damage])
+    with pytest.raises(ArtifactError, match=file.replace(".", r"\.")):
+        BinaryIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "file", "change"),
+    [
+        ("graph_edges.npy does not fit", "graph_edges", lambda edges: edges + np.uint32(99)),
+        ("graph_edges.npy has shape", "graph_edges", lambda edges: edges[1:]),
+        ("graph_entries.npy does not fit", "graph_entries", lambda entries: entries + np.uint32(1000)),
+        ("graph_codes.npy has shape", "graph_codes", lambda codes: np.concatenate([codes, codes], axis=1)),
+        ("node_items.npy does not name each", "node_items", lambda items: np.zeros_like(items)),
+        ("node_starts.npy does not ascend", "node_starts", lambda starts: starts[::-1].copy()),
+    ],
+)
+def test_files_of_a_graph_that_do_not_fit_each_other_are_refused(build, tmp_path, message, file, change):
+    segment = build(np.arange(1, 101, dtype=np.uint64), unit_vectors(1, 100, DIM), True)
+    BinaryIndex(FUNCTION, (View(segment),), 4).write(tmp_path)
+    path = tmp_path / "shard-00000" / f"{file}.npy"
+    np.save(path, change(np.load(path)))
+    with pytest.raises(ArtifactError, match=message):
+        BinaryIndex.load(tmp_path)
+
+
+def test_re_rank_codes_of_other_items_are_refused(build, tmp_path):
+    segment = build(np.arange(1, 101, dtype=np.uint64), unit_vectors(1, 100, DIM), True)
+    BinaryIndex(FUNCTION, (View(segment),), 4).write(tmp_path)
+    Coarse.encode(unit_vectors(1, 99, DIM)).save(tmp_path / "shard-00000" / COARSE_FILE)
+    with pytest.raises(ArtifactError, match=r"coarse\.safetensors has 99 codes"):
+        BinaryIndex.load(tmp_path)
+
+
+def test_an_artifact_of_another_number_of_shards_is_refused(build, tmp_path):
+    segment = build(np.arange(1, 101, dtype=np.uint64), unit_vectors(1, 100, DIM), True)
+    BinaryIndex(FUNCTION, (View(segment),), 4).write(tmp_path)
+    with pytest.raises(ArtifactError, match=r"meta\.json has 1 shards, and this server is of 2"):
+        BinaryIndex.load(tmp_path, shard=1, shards=2)
+
+
+def test_schema_1_is_read_and_searched_exactly(tmp_path):
+    vectors = unit_vectors(4, 200, DIM)
+    np.save(tmp_path / "ids.npy", np.arange(1, 201, dtype=np.uint64))
+    np.save(tmp_path / "codes.npy", FUNCTION.encode(vectors))
+    np.save(tmp_path / "vectors.npy", vectors)
+    FUNCTION.save(tmp_path / "hashing.safetensors")
+    (tmp_path / "meta.json").write_text(json.dumps({"bits": BITS, "dim": DIM, "over_recall": 7}))
+    index = BinaryIndex.load(tmp_path)
+    index.warm_up()
+    assert (index.items, index.over_recall, index.segments[0].segment.graph) == (200, 7, None)
+    assert index.search_vectors(vectors, Options(1)).ids.tolist() == list(range(1, 201))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_an_index_of_one_item_and_one_of_none_answer(build, graph):
+    one = BinaryIndex(FUNCTION, (View(build(np.array([7], np.uint64), unit_vectors(1, 1, DIM), graph)),), 4)
+    asked = unit_vectors(2, 3, DIM)
+    codes = np.ascontiguousarray(FUNCTION.encode(asked).T)
+    for options in (Options(5), Options(5, exact=True), Options(5, filter=Not(Items(frozenset([8]))))):
+        assert one.search_vectors(asked, options).ids.tolist() == [7, 7, 7]
+        assert one.search_codes(codes, options).counts.tolist() == [1, 1, 1]
+    assert one.search_items(np.array([7], np.uint64), Options(5)).counts.tolist() == [0]
+    assert one.search_vectors(asked, Options(5, filter=Items(frozenset([8])))).counts.tolist() == [0, 0, 0]
+    none = BinaryIndex.of(np.empty(0, np.uint64), np.empty((0, DIM), np.float32), FUNCTION)
+    for index in (none, replace(one, segments=())):
+        assert index.search_vectors(asked, Options(5)).counts.tolist() == [0, 0, 0]
+        assert list(index.search_codes(codes, Options(5)).cursors) == [b"", b"", b""]
+        assert len(index.get(np.array([7], np.uint64)).ids) == 0
 
 
 @pytest.mark.parametrize(

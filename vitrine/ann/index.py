@@ -258,6 +258,8 @@ class BinaryIndex:
     ) -> Hits:
         """Some queries at a time, so that a large batch takes bounded memory; of later pages those alike."""
         grouped = options.group_by is not None
+        if not search.total:
+            return join([none(scored=scored, grouped=grouped)] * queries, scored=scored, grouped=grouped)
         if options.cursors is None:
             parts = [search.first(*block(rows)) for rows in _slices(queries, search.count())]
             return join(parts, scored=scored, grouped=grouped)

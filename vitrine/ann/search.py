@@ -187,6 +187,8 @@ class _Found:
 class Search:
     """A search with its options, over views.
 
+    total: items that may be results
+
     queries, codes and `without` of its methods go together, row by row:
     queries: float32 (q, dim) of unit length, or None where codes are asked for
     codes:   uint64 (q, words)
@@ -211,7 +213,7 @@ class Search:
             has = filters.Has(options.group_by)
             wanted = has if wanted is None else filters.All((wanted, has))
         self._allowed = [view.segment.allowed(wanted, view.alive) for view in views]
-        self._total = sum(
+        self.total = sum(
             len(view.segment.ids) if each is None else each.count
             for view, each in zip(views, self._allowed, strict=True)
         )
@@ -219,7 +221,7 @@ class Search:
 
     def count(self, taken: int = 0) -> int:
         """Candidates of a query, of which so many results were taken by the pages before."""
-        return max(1, min((self._options.k + taken) * self._over_recall, self._total))
+        return min((self._options.k + taken) * self._over_recall, self.total)
 
     def first(self, codes: Codes, queries: Floats | None, without: Ids | None) -> Hits:
         """The first page of each query."""
@@ -236,7 +238,7 @@ class Search:
             counts = np.count_nonzero(there, axis=1).astype(np.uint32)
         scores = None if queries is None else -_keys(found)
         ids, distances = self._ids(found), found.distances
-        more = k < self._total
+        more = k < self.total
         cursors = _Cursors(self._generation, k, counts, found if more else None, ids)
         if there is None:
             flat = None if scores is None else scores.ravel()
@@ -263,7 +265,7 @@ class Search:
             return found if kept is None else found.first(kept)
         width = found.rows.shape[1]
         read = width  # real vectors; all where the candidates are all items, so that the answer is exact
-        if kept is not None and not self._options.exact and count < self._total:
+        if kept is not None and not self._options.exact and count < self.total:
             read = min(width, 2 * kept + _READ)
         if len(self._views) == 1:
             ranked = self._by_products(found, queries, kept or width, read)
@@ -378,9 +380,9 @@ class Search:
             own = slice(i, i + 1)
             while True:
                 chosen, last = self._chosen(mine, at, page)
-                if last or looked >= self._total:
+                if last or looked >= self.total:
                     break
-                looked = min(self._total, looked * _MORE)
+                looked = min(self.total, looked * _MORE)
                 mine, at = (
                     self._ranked(
                         codes[own],
@@ -393,7 +395,7 @@ class Search:
             result = mine.at((at, chosen))
             results.append(replace(result, ids=self._ids(result)))
             taken = (0 if page is None else page.taken) + len(chosen)
-            more = len(chosen) == self._options.k and taken < self._total
+            more = len(chosen) == self._options.k and taken < self.total
             cursors.append(_cursor(self._generation, results[-1], taken) if more else b"")
         groups = None
         if self._options.group_by is not None:

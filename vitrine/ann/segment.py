@@ -30,6 +30,7 @@ from vitrine.ann.filters import Filter, Mask
 from vitrine.ann.hashing import Codes, Floats, Hashing
 
 UNUSED = 2**32 - 1  # the distance of a candidate that is none
+GRAPH_FILES = ("graph_codes.npy", "graph_edges.npy", "graph_entries.npy", "node_items.npy", "node_starts.npy")
 ATTRIBUTES_FILE = "attributes.arrow"
 COARSE_FILE = "coarse.safetensors"
 COARSE_BITS = 4  # a dimension (docs/hashing.md, "Re-rank codes")
@@ -257,7 +258,8 @@ class Segment:
         if ids[0] == 0 or not (ids[1:] > ids[:-1]).all():
             refuse("ids.npy", "is not ascending ids from 1")
         check_unit_vectors("vectors.npy", vectors, chunks=4)
-        graph = _load_graph(folder, n, bits // 64) if (folder / "graph_edges.npy").exists() else None
+        there = any((folder / name).exists() for name in GRAPH_FILES)
+        graph = _load_graph(folder, n, bits // 64) if there else None
         file = folder / ATTRIBUTES_FILE
         attributes = Attributes.load(file, n) if file.exists() else Attributes.none(n)
         coarse = None
