@@ -126,7 +126,7 @@ def test_vectors_codes_and_pictures_find_what_the_library_finds(serving):
     assert np.array_equal(answer.ids[0], index.search_vectors(vector, Options(3)).ids)
 
     assert len(serving.client.search(asked, k=1000).ids[0]) == 500
-    for stage in ("decode", "encode", "graph", "rerank"):
+    for stage in ("decode", "encode", "scan", "rerank"):
         assert f'stage="{stage}"' in metrics_page(serving)
 
 
