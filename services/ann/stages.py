@@ -11,7 +11,7 @@ from vitrine.runtime import metrics
 stage_seconds = Histogram(
     "vitrine_ann_stage_seconds",
     "Time of a search's stages: log (wait for min_sequences), decode (picture to pixels), wait (for a search under "
-    "way, and the one that it is part of), encode (to vector and code), graph, scan (of items without one), rerank.",
+    "way, and the one that it is part of), encode (to vector and code), graph, scan (items without one), rerank.",
     ("stage",),
     buckets=metrics.LATENCY_BUCKETS,
     registry=metrics.REGISTRY,
