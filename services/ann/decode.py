@@ -53,7 +53,7 @@ def rows(request: ann_pb2.SearchRequest, kind: str, index: BinaryIndex) -> NDArr
 
 
 def options(request: ann_pb2.SearchRequest) -> Options:
-    """What every query of the call has in common; without cursors."""
+    """Of the search."""
     return Options(
         k=request.k,
         over_recall=request.over_recall or None,
@@ -62,6 +62,7 @@ def options(request: ann_pb2.SearchRequest) -> Options:
         filter=filter_of(request.filter) if request.HasField("filter") else None,
         group_by=request.group_by or None,
         radius=request.radius if request.HasField("radius") else None,
+        cursors=list(request.cursors) or None,
     )
 
 

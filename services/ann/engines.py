@@ -18,6 +18,7 @@ from vitrine.ann.index import BinaryIndex
 from vitrine.ann.segment import Allowed, Pool
 
 MOST = 1024  # candidates that a search on a GPU can give: faiss/gpu, "max k-selection"; 2,048 with newer CUDA
+_TIES = 64  # candidates beyond those asked for, so that the last distance is seen whole
 _MORE = 4  # times the candidates, where too few of them may be results
 
 # Makes an empty index of faiss for codes of so many bits: add(uint8 (n, bits / 8)), search(uint8 (q, bits / 8), k).
@@ -55,8 +56,13 @@ def gpu_flat(bits: int) -> Any:
     return flat
 
 
-def with_engine(index: BinaryIndex, flat: Flat) -> BinaryIndex:
-    """The same index, whose segments find candidates by a flat index of faiss."""
+def with_engine(index: BinaryIndex, engine: str) -> BinaryIndex:
+    """The same index, searched by the engine. Raises EngineError."""
+    return with_flat(index, gpu_flat) if engine == "gpu-exact" else index
+
+
+def with_flat(index: BinaryIndex, flat: Flat) -> BinaryIndex:
+    """The same index, whose segments find candidates by flat indexes of faiss."""
     views = [
         replace(view, segment=replace(view.segment, scanner=FlatScanner(view.segment.codes, flat)))
         for view in index.segments
@@ -74,29 +80,22 @@ class FlatScanner:
         self._flat.add(np.ascontiguousarray(codes.T).view(np.uint8))
         self._lock = threading.Lock()  # faiss on a GPU is for one thread at a time
 
-    def nearest(self, codes: NDArray[np.uint64], pool: int, allowed: Allowed | None) -> Pool | None:
-        """The `pool` nearest rows of each code, or all allowed ones where they are fewer; ties by row.
+    def nearest(self, codes: NDArray[np.uint64], count: int, allowed: Allowed | None) -> Pool | None:
+        """The `count` nearest rows of each code by (distance, row), of those that are allowed; None for too many.
 
-        Of rows at the last distance any may be left out. None where faiss cannot give so many.
+        Of more than _TIES rows at the last distance, faiss chooses.
         """
-        wanted = min(pool, self._rows if allowed is None else allowed.count)
-        asked = wanted
-        if allowed is not None and allowed.count:
-            asked = min(self._rows, 2 * wanted * self._rows // allowed.count)
-        while 0 < asked <= MOST:
+        asked = count if allowed is None else count * self._rows // allowed.count
+        asked = min(self._rows, asked + _TIES)
+        if allowed is None:
+            asked = min(asked, max(count, MOST))
+        while asked <= MOST:
             with self._lock:
-                distances, found = self._flat.search(np.ascontiguousarray(codes).view(np.uint8), asked)
-            order = np.lexsort((found, distances), axis=1)
-            rows = np.take_along_axis(found, order, 1).astype(np.uint32)
-            distances = np.take_along_axis(distances, order, 1).astype(np.uint32)
-            visited = len(codes) * self._rows
-            if allowed is None:
-                return Pool(rows, distances, visited)
-            may = allowed.rows[rows]
-            if (may.sum(axis=1) >= wanted).all():
-                first = np.argsort(~may, axis=1, kind="stable")[:, :wanted]
-                return Pool(np.take_along_axis(rows, first, 1), np.take_along_axis(distances, first, 1), visited)
-            if asked == self._rows:
-                break
+                distances, rows = self._flat.search(np.ascontiguousarray(codes).view(np.uint8), asked)
+            out = np.zeros(rows.shape, bool) if allowed is None else ~allowed.rows[rows]
+            if (np.count_nonzero(~out, axis=1) >= count).all():
+                order = np.lexsort((rows, distances, out), axis=1)[:, :count]
+                found, away = (np.take_along_axis(each, order, 1).astype(np.uint32) for each in (rows, distances))
+                return Pool(found, away, len(codes) * self._rows)
             asked = min(self._rows, asked * _MORE)
         return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.ann.engines import with_engine
 from services.ann.settings import AnnSettings
 from services.ann.updates import Log, Shard
 from vitrine.ann import embeddings, index
@@ -134,7 +135,7 @@ class FollowedIndex:
     def _followed_by_log(self, artifact: LocalArtifact) -> Served:
         manifest = artifact.manifest
         base, parent, encoder = load(artifact, self._store, self._shard)
-        live = LiveIndex(base, fold_at=self._config.fold_at)
+        live = LiveIndex(with_engine(base, self._config.engine), fold_at=self._config.fold_at)
         try:
             log = self._log(artifact, parent, base.dim, live) if self._config.kafka_url else None
         except BaseException:

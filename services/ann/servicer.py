@@ -1,7 +1,7 @@
 """AnnService: queries decoded, searched in one snapshot of one version, answered as a structure of arrays."""
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -72,11 +72,11 @@ class AnnServicer(UpdatesServicer):
             rows: NDArray[Any] = self._encoded(served, request.picture, stages)
         else:
             rows = decode.rows(request, kind, index)
-        if request.cursors:
-            hits = self._go_on(index, kind, rows, options, list(request.cursors), context, stages)
-        else:
-            search = _search(index, kind, options, self._threads)
-            hits = self._coalescer.run(_alike(index, kind, request), rows, search, split, stages)
+        search = _search(index, kind, options, self._threads)
+        try:
+            hits = self._coalescer.run(_alike(index, kind, request), rows, search, Hits.split, stages)
+        except GenerationError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         stages.observe()
         queries_total.labels(kind).inc(len(hits.counts))
         return _response(served.version, hits)
@@ -111,33 +111,11 @@ class AnnServicer(UpdatesServicer):
         stages.end("encode")
         return vector
 
-    def _go_on(
-        self,
-        index: BinaryIndex,
-        kind: str,
-        rows: NDArray[Any],
-        options: Options,
-        cursors: list[bytes],
-        context: grpc.ServicerContext,
-        stages: Stages,
-    ) -> Hits:
-        """Results after the cursors; an empty one came with the last results of its query: there are no more."""
-        if len(cursors) != len(rows):
-            raise FieldError("cursors", f"has {len(cursors)}; send one for each of {len(rows)} queries")
-        more = np.array([bool(cursor) for cursor in cursors])
-        search = _search(index, kind, replace(options, cursors=[each for each in cursors if each]), self._threads)
-        try:
-            hits = self._coalescer.run(None, rows[more], search, split, stages)
-        except GenerationError as error:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        counts = np.zeros(len(rows), np.uint32)
-        counts[more] = hits.counts
-        found = iter(hits.cursors)
-        return replace(hits, counts=counts, cursors=[next(found) if each else b"" for each in more])
-
 
 def _alike(index: BinaryIndex, kind: str, request: ann_pb2.SearchRequest) -> Hashable:
     """Equal for searches that can be one; whoever compares it holds the index, so that its id is its own."""
+    if request.cursors:
+        return None
     return (
         id(index),
         "vectors" if kind == "picture" else kind,
@@ -164,28 +142,6 @@ def _search(
     return search
 
 
-def split(hits: Hits, sizes: Sequence[int]) -> list[Hits]:
-    """The hits of so many queries each; the first has all that was visited."""
-    ends = np.concatenate([[0], np.cumsum(hits.counts, dtype=np.int64)])
-    parts: list[Hits] = []
-    begin = 0
-    for size in sizes:
-        flat = slice(int(ends[begin]), int(ends[begin + size]))
-        parts.append(
-            Hits(
-                counts=hits.counts[begin : begin + size],
-                ids=hits.ids[flat],
-                scores=None if hits.scores is None else hits.scores[flat],
-                distances=hits.distances[flat],
-                groups=None if hits.groups is None else hits.groups[flat],
-                cursors=hits.cursors[begin : begin + size],
-                visited=0 if parts else hits.visited,
-            )
-        )
-        begin += size
-    return parts
-
-
 def _response(version: str, hits: Hits) -> ann_pb2.SearchResponse:
     return ann_pb2.SearchResponse(
         version=version,
@@ -194,5 +150,5 @@ def _response(version: str, hits: Hits) -> ann_pb2.SearchResponse:
         scores=[] if hits.scores is None else hits.scores.tolist(),
         distances=hits.distances.tolist(),
         groups=[updates.to_value(value) for value in hits.groups or ()],
-        cursors=hits.cursors,
+        cursors=list(hits.cursors),
     )
