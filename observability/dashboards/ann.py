@@ -29,7 +29,7 @@ def board() -> Json:
                     ),
                     graph(
                         "Time of stages",
-                        "Mean of a call: decode (picture to pixels), encode (to vector and code), scan, rerank.",
+                        "Mean of a call: log, decode, wait, encode, graph, rerank (docs/ann.md).",
                         "s",
                         Query(
                             " / ".join(total_rate(stages + part, by="stage") for part in ("_sum", "_count")),
@@ -49,6 +49,45 @@ def board() -> Json:
                         "In the index that is served, by replica; they differ while a new version comes in.",
                         "short",
                         Query(of("vitrine_ann_items"), "{{instance}}"),
+                        width=6,
+                    ),
+                ],
+            ),
+            (
+                "Graph and updates",
+                [
+                    graph(
+                        "Codes compared with",
+                        "A query: what its walks and scans looked at.",
+                        "short",
+                        Query(
+                            " / ".join(total_rate(f"vitrine_ann_{each}_total") for each in ("visited", "queries")),
+                            "codes a query",
+                        ),
+                        width=6,
+                    ),
+                    graph(
+                        "Calls a search",
+                        "Mean number of calls that one search answered.",
+                        "short",
+                        Query(
+                            " / ".join(total_rate(f"vitrine_ann_batch_calls_{part}") for part in ("sum", "count")),
+                            "calls",
+                        ),
+                        width=6,
+                    ),
+                    graph(
+                        "Items without a graph",
+                        "Newest items, scanned until they are folded.",
+                        "short",
+                        Query(of("vitrine_ann_scanned_items"), "{{instance}}"),
+                        width=6,
+                    ),
+                    graph(
+                        "Updates not shown yet",
+                        "Records of item-updates that a replica has not applied.",
+                        "short",
+                        Query(of("vitrine_ann_log_lag_records"), "{{instance}}"),
                         width=6,
                     ),
                 ],
