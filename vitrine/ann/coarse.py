@@ -81,6 +81,11 @@ class Coarse:
         scores: Floats = native.coarse_scores(self.codes, self.factors, flips(self.dim), one, given)[0]
         return scores
 
+    def all_scores(self, queries: Floats, rows: NDArray[np.uint32], threads: int = 1) -> Floats:
+        """`scores` of each query of float32 (q, dim) with its own rows (q, p)."""
+        scores: Floats = native.coarse_scores(self.codes, self.factors, flips(self.dim), queries, rows, threads)
+        return scores
+
     def best(
         self, queries: Floats, rows: NDArray[np.uint32], k: int, threads: int = 1
     ) -> tuple[NDArray[np.uint32], Floats]:

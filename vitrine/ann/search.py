@@ -160,14 +160,11 @@ class _Found:
         order = np.lexsort((self.ids, keys), axis=1)[:, :kept]  # type: ignore[arg-type]
         return replace(self, keys=keys).ordered(order)
 
-    def masked(self, view: int | None) -> Rows:
-        """Rows of the candidates of one view, or of the only one; UNUSED for others, and where there is none."""
-        gone = self.distances == UNUSED
-        if view is not None:
-            gone |= self.views != view
-        elif not gone.any():
+    def masked(self) -> Rows:
+        """Rows of the only view, UNUSED where there is none."""
+        if self.distances.max(initial=0) != UNUSED:
             return self.rows
-        return np.where(gone, np.uint32(UNUSED), self.rows)
+        return np.where(self.distances == UNUSED, np.uint32(UNUSED), self.rows)
 
     def first(self, count: int) -> _Found:
         """The first of each query."""
@@ -278,37 +275,34 @@ class Search:
 
     def _by_products(self, found: _Found, queries: Floats, kept: int, read: int) -> _Found:
         """The candidates of one view of the highest cosines; in a segment the order of rows is that of ids."""
-        segment, rows = self._views[0].segment, found.masked(None)
+        segment, rows = self._views[0].segment, found.masked()
         if read < rows.shape[1] and segment.coarse is not None:
             rows, _ = segment.coarse.best(queries, rows, read, self._threads)
         kept = min(kept, rows.shape[1])
         if not kept:
             return replace(found, keys=np.empty(found.rows.shape, np.float32))
         best, scores = native.vector_topk(segment.vectors, queries, rows, kept, self._threads)
-        ranked = found.ordered(_places(found.masked(None), best))
+        ranked = found.ordered(_places(found.masked(), best))
         np.negative(scores, out=scores)
-        if found.distances.max() == UNUSED:
-            scores[ranked.distances == UNUSED] = np.inf
+        scores[ranked.distances == UNUSED] = np.inf
         return replace(ranked, keys=scores)
 
     def _keys(self, found: _Found, queries: Floats, *, coarse: bool) -> Floats:
         """Cosines made negative float32 (q, p), inf for none; with `coarse` by re-rank codes, if there are some."""
+        assert found.views is not None
         keys = np.full(found.rows.shape, np.inf, np.float32)
         for number, view in enumerate(self._views):
-            rows = found.masked(number)
-            order = np.argsort(rows, axis=1)
-            rows, segment = np.take_along_axis(rows, order, 1), view.segment
-            width = int(np.count_nonzero(rows != UNUSED, axis=1).max(initial=0))
-            if not width:
+            mine = found.views == number
+            if not mine.any():
                 continue
-            rows = np.ascontiguousarray(rows[:, :width])
+            # Other views' candidates are scored as row 0, which costs less than to leave them out.
+            rows, segment = np.where(mine, found.rows, np.uint32(0)), view.segment
             if coarse and segment.coarse is not None:
-                best, scores = segment.coarse.best(queries, rows, width, self._threads)
+                scores = segment.coarse.all_scores(queries, rows, self._threads)
             else:
-                best, scores = native.vector_topk(segment.vectors, queries, rows, width, self._threads)
-            back = np.argsort(best, axis=1)
-            query, place = np.nonzero(rows != UNUSED)
-            keys[query, order[query, place]] = -scores[query, back[query, place]]
+                scores = _products(segment.vectors, queries, rows, self._threads)
+            np.negative(scores, out=keys, where=mine)
+        keys[found.distances == UNUSED] = np.inf
         return keys
 
     def _candidates(self, codes: Codes, count: int, without: Ids | None) -> _Found:
@@ -498,6 +492,15 @@ def _places(rows: Rows, some: Rows) -> Order:
         return np.asarray((some[:, :, None] == rows[:, None, :]).argmax(axis=2))
     order = np.argsort(rows, axis=1, kind="stable")
     return np.stack([o[np.searchsorted(row, few, sorter=o)] for o, row, few in zip(order, rows, some, strict=True)])
+
+
+def _products(vectors: Floats, queries: Floats, rows: Rows, threads: int) -> Floats:
+    """Products float32 (q, p) with each query's own rows, in their order: `vector_topk` has them in another."""
+    best, products = native.vector_topk(vectors, queries, rows, rows.shape[1], threads)
+    start = np.arange(len(rows))[:, None] * rows.shape[1]
+    scores = np.empty(rows.shape, np.float32)
+    scores.put(np.argsort(rows, axis=1) + start, products.take(np.argsort(best, axis=1) + start))
+    return scores
 
 
 def _left(found: _Found, without: Ids, count: int) -> _Found:

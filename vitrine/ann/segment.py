@@ -35,7 +35,7 @@ ATTRIBUTES_FILE = "attributes.arrow"
 COARSE_FILE = "coarse.safetensors"
 COARSE_BITS = 4  # a dimension (docs/hashing.md, "Re-rank codes")
 
-_MASKS = 16  # masks kept a segment; each is two bytes an item
+_MASK_BYTES = 1 << 27  # of masks kept a segment, each two bytes an item; but 4 masks at least, and 256 at most
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.uint32]
@@ -95,7 +95,7 @@ class Masks:
         made = make()
         with self._lock:
             self._kept[wanted] = made
-            if len(self._kept) > _MASKS:
+            if len(self._kept) > max(4, min(256, _MASK_BYTES // (1 + 2 * len(made.rows)))):
                 self._kept.popitem(last=False)
         return made
 
