@@ -9,8 +9,8 @@ from ann_kit import FIRST_ID, segment_of, small_index, unit_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitrine.ann import found as found_module
 from vitrine.ann import index as index_module
-from vitrine.ann import search as search_module
 from vitrine.ann.index import BinaryIndex, Options
 from vitrine.artifacts import ArtifactError
 from vitrine.errors import FieldError
@@ -88,7 +88,7 @@ def test_equal_items_come_in_order_of_their_ids():
 
 def test_an_answer_does_not_depend_on_the_batch(monkeypatch):
     monkeypatch.setattr(index_module, "_POOLED", 150)  # three queries of pool 50 a block
-    monkeypatch.setattr(search_module, "_COMPARED", 7)
+    monkeypatch.setattr(found_module, "_COMPARED", 7)
     index, asked = small_index(), unit_vectors(9, 8, 32)
     together = dense(index.search_vectors(asked, Options(5)))
     for row in range(8):

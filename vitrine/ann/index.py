@@ -19,8 +19,10 @@ from vitrine.ann import cursor, filters
 from vitrine.ann.arrays import refuse
 from vitrine.ann.attributes import Attributes, Value
 from vitrine.ann.filters import Filter
+from vitrine.ann.found import View
 from vitrine.ann.hashing import Floats, Hashing
-from vitrine.ann.search import Between, Codes, Hits, Options, Search, View, join, none
+from vitrine.ann.hits import Hits, Options, join, none
+from vitrine.ann.search import Between, Codes, Search
 from vitrine.ann.segment import Ids, Segment
 from vitrine.errors import FieldError, NotFoundError
 

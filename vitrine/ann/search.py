@@ -2,16 +2,14 @@
 
 The candidates of a query are the `count` nearest rows by (distance, id) over all views. By code that is the order
 of results; by vector they are re-ranked by (cosine, id), where a segment has re-rank codes by these first, so that
-2 k + 8 real vectors are read. Groups, radius and the page before then say which of them
-are results; where those are fewer than k and there is more to look at, four times as many candidates are looked at.
+2 k + 8 real vectors are read. Groups, radius and the page before then say which of them are results; where those
+are fewer than k and there is more to look at, four times as many candidates are looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,165 +18,20 @@ from vitrine import native
 from vitrine.ann import cursor, filters
 from vitrine.ann.attributes import Value
 from vitrine.ann.cursor import Cursor
-from vitrine.ann.filters import Filter
+from vitrine.ann.found import Found, Order, View, left_out, places, products
 from vitrine.ann.hashing import Floats
+from vitrine.ann.hits import Hits, Options
 from vitrine.ann.nearest import nearest
-from vitrine.ann.segment import UNUSED, Allowed, Ids, Pool, Rows, Segment
+from vitrine.ann.segment import UNUSED, Ids, Pool
 
 KEPT = 10_000
 """Results that the pages of one query can have together."""
 
-_COMPARED = 1 << 18  # pairs of rows that are compared, rather than sorted
 _READ = 8  # real vectors read, beyond 2 k
 _MORE = 4  # times the candidates, where those looked at gave too few results
 
 Codes = NDArray[np.uint64]
-Distances = NDArray[np.uint32]
-Order = NDArray[np.intp]
 Between = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Of a search; every query of a call has the same ones, but a cursor of its own.
-
-    k:           results a query, or groups
-    over_recall: candidates re-ranked, as a multiple of k; None for the index's default
-    ef:          nodes of the graph that a walk keeps, or the candidates where they are more; None for the default
-    exact:       compare with all codes instead of walking the graph, and re-rank by real vectors alone
-    filter:      items that may be results
-    group_by:    at most one result for each value of this attribute, and none for items without it
-    radius:      bits that a result's code is at most away
-    cursors:     one a query: results go on after these; after an empty one there are none
-    """
-
-    k: int
-    over_recall: int | None = None
-    ef: int | None = None
-    exact: bool = False
-    filter: Filter | None = None
-    group_by: str | None = None
-    radius: int | None = None
-    cursors: Sequence[bytes] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """Results of q queries one after the other, each query's nearest first, ties by ascending id.
-
-    counts:    uint32 (q,), results of each: k, or fewer where fewer items may be results
-    ids:       uint64 (sum of counts,)
-    scores:    float32, cosine; None for queries by code
-    distances: uint32, Hamming distance in bits
-    groups:    with group_by, the value of each result; else None
-    cursors:   one a query, b"" where nothing comes after its results
-    visited:   codes that were compared with
-    """
-
-    counts: NDArray[np.uint32]
-    ids: Ids
-    scores: Floats | None
-    distances: Distances
-    groups: list[Value] | None
-    cursors: Sequence[bytes]
-    visited: int
-
-    def slices(self) -> Iterator[slice]:
-        """Where each query's results are."""
-        end = 0
-        for count in self.counts.tolist():
-            yield slice(end, end + count)
-            end += count
-
-    def split(self, sizes: Sequence[int]) -> list[Hits]:
-        """Those of so many queries each; the first has all that was visited."""
-        ends = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)]).tolist()
-        parts: list[Hits] = []
-        begin = 0
-        for size in sizes:
-            flat = slice(ends[begin], ends[begin + size])
-            parts.append(
-                Hits(
-                    self.counts[begin : begin + size],
-                    self.ids[flat],
-                    None if self.scores is None else self.scores[flat],
-                    self.distances[flat],
-                    None if self.groups is None else self.groups[flat],
-                    self.cursors[begin : begin + size],
-                    0 if parts else self.visited,
-                )
-            )
-            begin += size
-        return parts
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """A segment as one snapshot shows it.
-
-    alive: its rows that are items of the index; None where all are
-    """
-
-    segment: Segment
-    alive: Allowed | None = None
-
-    @cached_property
-    def items(self) -> int:
-        """Items of the index in it."""
-        return len(self.segment.ids) if self.alive is None else self.alive.count
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Candidates of q queries, (q, p) each.
-
-    distances: UNUSED where there is no candidate
-    ids:       None where there is one view, and nobody needs them yet
-    views:     the view that each is of; None where there is one view
-    keys:      what they are ordered by, ascending: a cosine made negative, inf for none; None for the distance
-    """
-
-    rows: Rows
-    distances: Distances
-    ids: Ids | None = None
-    views: NDArray[np.intp] | None = None
-    keys: Floats | None = None
-
-    def ordered(self, order: Order) -> _Found:
-        """Candidates order[i] of each query i."""
-        at = order + np.arange(len(order))[:, None] * self.rows.shape[1]
-        return _Found(
-            self.rows.take(at),
-            self.distances.take(at),
-            None if self.ids is None else self.ids.take(at),
-            None if self.views is None else self.views.take(at),
-            None if self.keys is None else self.keys.take(at),
-        )
-
-    def by_keys(self, keys: Floats, kept: int | None) -> _Found:
-        """In the order of (key, id), the first `kept`."""
-        order = np.lexsort((self.ids, keys), axis=1)[:, :kept]  # type: ignore[arg-type]
-        return replace(self, keys=keys).ordered(order)
-
-    def masked(self) -> Rows:
-        """Rows of the only view, UNUSED where there is none."""
-        if self.distances.max(initial=0) != UNUSED:
-            return self.rows
-        return np.where(self.distances == UNUSED, np.uint32(UNUSED), self.rows)
-
-    def first(self, count: int) -> _Found:
-        """The first of each query."""
-        return self.at((slice(None), slice(count)))
-
-    def at(self, chosen: Any) -> _Found:
-        """Some candidates."""
-        return _Found(
-            self.rows[chosen],
-            self.distances[chosen],
-            None if self.ids is None else self.ids[chosen],
-            None if self.views is None else self.views[chosen],
-            None if self.keys is None else self.keys[chosen],
-        )
 
 
 class Search:
@@ -253,7 +106,7 @@ class Search:
 
     def _ranked(
         self, codes: Codes, queries: Floats | None, without: Ids | None, count: int, kept: int | None = None
-    ) -> _Found:
+    ) -> Found:
         """The candidates, in the order of results, or the first `kept` of them."""
         found = self._candidates(codes, count, without)
         if self._options.radius is not None:
@@ -273,7 +126,7 @@ class Search:
         self._between("rerank")
         return ranked
 
-    def _by_products(self, found: _Found, queries: Floats, kept: int, read: int) -> _Found:
+    def _by_products(self, found: Found, queries: Floats, kept: int, read: int) -> Found:
         """The candidates of one view of the highest cosines; in a segment the order of rows is that of ids."""
         segment, rows = self._views[0].segment, found.masked()
         if read < rows.shape[1] and segment.coarse is not None:
@@ -282,12 +135,12 @@ class Search:
         if not kept:
             return replace(found, keys=np.empty(found.rows.shape, np.float32))
         best, scores = native.vector_topk(segment.vectors, queries, rows, kept, self._threads)
-        ranked = found.ordered(_places(found.masked(), best))
+        ranked = found.ordered(places(found.masked(), best))
         np.negative(scores, out=scores)
         scores[ranked.distances == UNUSED] = np.inf
         return replace(ranked, keys=scores)
 
-    def _keys(self, found: _Found, queries: Floats, *, coarse: bool) -> Floats:
+    def _keys(self, found: Found, queries: Floats, *, coarse: bool) -> Floats:
         """Cosines made negative float32 (q, p), inf for none; with `coarse` by re-rank codes, if there are some."""
         assert found.views is not None
         keys = np.full(found.rows.shape, np.inf, np.float32)
@@ -300,21 +153,21 @@ class Search:
             if coarse and segment.coarse is not None:
                 scores = segment.coarse.all_scores(queries, rows, self._threads)
             else:
-                scores = _products(segment.vectors, queries, rows, self._threads)
+                scores = products(segment.vectors, queries, rows, self._threads)
             np.negative(scores, out=keys, where=mine)
         keys[found.distances == UNUSED] = np.inf
         return keys
 
-    def _candidates(self, codes: Codes, count: int, without: Ids | None) -> _Found:
+    def _candidates(self, codes: Codes, count: int, without: Ids | None) -> Found:
         """The `count` nearest of all views, by (distance, id)."""
         asked = count if without is None else count + 1
         if len(self._views) == 1:
             pool = self._pool(0, codes, asked)
             self._between("scan" if self._views[0].segment.graph is None else "graph")
-            found = _Found(pool.rows, pool.distances)
+            found = Found(pool.rows, pool.distances)
         else:
             found = self._joined(self._pools(codes, asked), asked)
-        return found if without is None else _left(replace(found, ids=self._ids(found)), without, count)
+        return found if without is None else left_out(replace(found, ids=self._ids(found)), without, count)
 
     def _pool(self, view: int, codes: Codes, count: int) -> Pool:
         """The nearest of one view."""
@@ -340,11 +193,11 @@ class Search:
                 self._between(stage)
         return [pools[i] for i in range(len(pools))]
 
-    def _joined(self, pools: Sequence[Pool], count: int) -> _Found:
+    def _joined(self, pools: Sequence[Pool], count: int) -> Found:
         """The `count` nearest of several views' candidates."""
         ids = [view.segment.ids.take(pool.rows) for view, pool in zip(self._views, pools, strict=True)]
         widths = [pool.rows.shape[1] for pool in pools]
-        found = _Found(
+        found = Found(
             np.concatenate([pool.rows for pool in pools], axis=1),
             np.concatenate([pool.distances for pool in pools], axis=1),
             np.concatenate(ids, axis=1),
@@ -353,7 +206,7 @@ class Search:
         assert found.ids is not None
         return found.ordered(np.lexsort((found.ids, found.distances), axis=1)[:, :count])
 
-    def _ids(self, found: _Found) -> Ids:
+    def _ids(self, found: Found) -> Ids:
         """Of the candidates, or some of them."""
         return self._views[0].segment.ids.take(found.rows) if found.ids is None else found.ids
 
@@ -362,7 +215,7 @@ class Search:
         codes: Codes,
         queries: Floats | None,
         without: Ids | None,
-        found: _Found,
+        found: Found,
         count: int,
         pages: Sequence[Cursor] | None,
     ) -> Hits:
@@ -404,7 +257,7 @@ class Search:
             self._visited,
         )
 
-    def _chosen(self, found: _Found, query: int, page: Cursor | None) -> tuple[Order, bool]:
+    def _chosen(self, found: Found, query: int, page: Cursor | None) -> tuple[Order, bool]:
         """Places of one query's results among its candidates; whether more candidates would add none."""
         options = self._options
         distances = found.distances[query]
@@ -421,7 +274,7 @@ class Search:
             places = places[(keys > page.key) | ((keys == page.key) & (ids > page.item_id))]
         return places[: options.k], last or len(places) >= options.k
 
-    def _groups(self, found: _Found) -> list[Value]:
+    def _groups(self, found: Found) -> list[Value]:
         """The group of each candidate of one query; all have one."""
         assert self._options.group_by is not None
         groups: list[Value] = [0] * len(found.rows)
@@ -440,7 +293,7 @@ class _Cursors(Sequence[bytes]):
     found: the results, (q, k); None where nothing comes after k of them
     """
 
-    def __init__(self, generation: str, k: int, counts: NDArray[np.uint32], found: _Found | None, ids: Ids) -> None:
+    def __init__(self, generation: str, k: int, counts: NDArray[np.uint32], found: Found | None, ids: Ids) -> None:
         self._generation, self._k, self._counts, self._found, self._ids = generation, k, counts, found, ids
 
     def __len__(self) -> int:
@@ -456,68 +309,11 @@ class _Cursors(Sequence[bytes]):
         return _cursor(self._generation, replace(self._found.at(last), ids=self._ids[last]), count)
 
 
-def none(*, scored: bool, grouped: bool) -> Hits:
-    """The hits of one query where there are none."""
-    return Hits(
-        np.zeros(1, np.uint32),
-        np.empty(0, np.uint64),
-        np.empty(0, np.float32) if scored else None,
-        np.empty(0, np.uint32),
-        [] if grouped else None,
-        [b""],
-        0,
-    )
-
-
-def join(parts: Sequence[Hits], *, scored: bool, grouped: bool) -> Hits:
-    """The hits of some queries after those of others."""
-    if len(parts) == 1:
-        return parts[0]
-    empty = np.empty(0, np.uint32)
-    scores = [part.scores for part in parts if part.scores is not None]
-    return Hits(
-        np.concatenate([empty, *(part.counts for part in parts)]),
-        np.concatenate([np.empty(0, np.uint64), *(part.ids for part in parts)]),
-        np.concatenate([np.empty(0, np.float32), *scores]) if scored else None,
-        np.concatenate([empty, *(part.distances for part in parts)]),
-        [value for part in parts for value in part.groups or ()] if grouped else None,
-        [each for part in parts for each in part.cursors],
-        sum(part.visited for part in parts),
-    )
-
-
-def _places(rows: Rows, some: Rows) -> Order:
-    """Where each of `some` (q, k) is first among its query's rows (q, p)."""
-    if some.size * rows.shape[1] <= _COMPARED:
-        return np.asarray((some[:, :, None] == rows[:, None, :]).argmax(axis=2))
-    order = np.argsort(rows, axis=1, kind="stable")
-    return np.stack([o[np.searchsorted(row, few, sorter=o)] for o, row, few in zip(order, rows, some, strict=True)])
-
-
-def _products(vectors: Floats, queries: Floats, rows: Rows, threads: int) -> Floats:
-    """Products float32 (q, p) with each query's own rows, in their order: `vector_topk` has them in another."""
-    best, products = native.vector_topk(vectors, queries, rows, rows.shape[1], threads)
-    start = np.arange(len(rows))[:, None] * rows.shape[1]
-    scores = np.empty(rows.shape, np.float32)
-    scores.put(np.argsort(rows, axis=1) + start, products.take(np.argsort(best, axis=1) + start))
-    return scores
-
-
-def _left(found: _Found, without: Ids, count: int) -> _Found:
-    """`count` candidates, without one item: one more were found."""
-    assert found.ids is not None
-    gone = found.ids == without[:, None]
-    left = found.ordered(np.argsort(gone, axis=1, kind="stable")[:, :count])
-    assert left.ids is not None
-    left.distances[left.ids == without[:, None]] = UNUSED
-    return left
-
-
-def _keys(found: _Found) -> Floats:
+def _keys(found: Found) -> Floats:
     return found.distances.astype(np.float32) if found.keys is None else found.keys
 
 
-def _cursor(generation: str, found: _Found, taken: int) -> bytes:
+def _cursor(generation: str, found: Found, taken: int) -> bytes:
     """After the last of one query's results."""
     assert found.ids is not None
     return Cursor(generation, float(_keys(found)[-1]), int(found.ids[-1]), taken).encode()
