@@ -51,6 +51,8 @@ class Replica:
                 self._close_channel()
             if self._channel is None:
                 self._channel = self._connected()
+            if self._channel is None:  # killed before it served
+                continue
             try:
                 stub = ann_pb2_grpc.AnnServiceStub(self._channel)
                 return getattr(stub, method)(request, timeout=20)
