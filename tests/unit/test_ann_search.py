@@ -102,17 +102,17 @@ class Plain:
                 nearest.append((int(np.bitwise_count(own ^ code).sum()), item, -score))
         nearest.sort()
         total = len(nearest)
+        last = next(((key, item) for _, item, key in nearest if before and item == before[-1]), (-np.inf, 0))
         nearest = [each for each in nearest if each[1] != without]
-        count = min(options.k * options.over_recall + len(before) * options.over_recall, total)
+        count = min((options.k + len(before)) * options.over_recall, total)
         while True:
             pool = [each for each in nearest[:count] if options.radius is None or each[0] <= options.radius]
-            seen, results, started = set(), [], not before
-            for _, item in sorted((key, item) for _, item, key in pool):
+            seen, results = set(), []
+            for key, item in sorted((key, item) for _, item, key in pool):
                 group = self.items[item][2].get(options.group_by) if options.group_by else item
                 if group not in seen:
                     seen.add(group)
-                    results += [item] if started else []
-                started = started or item == before[-1]
+                    results += [item] if (key, item) > last else []
             if len(results) >= options.k or count >= total or len(pool) < len(nearest[:count]):
                 return results[: options.k]
             count = min(total, 4 * count)
@@ -292,6 +292,31 @@ def test_the_graph_finds_what_an_exact_search_does(whole):
             for one, other in zip(exact.slices(), walked.slices(), strict=True)
         )
         assert same >= 0.98 * len(exact.ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(5),
+        Options(5, 2, filter=Range("lot", at_most=3)),
+        Options(3, group_by="shape"),
+        Options(5, radius=25),
+        Options(2, 20, exact=True),
+    ],
+    ids=str,
+)
+def test_an_answer_depends_neither_on_the_batch_nor_on_threads(whole, options):
+    for index in (whole[0][0], BinaryIndex(FUNCTION, whole[0][0].segments[:1], 4)):
+        asked = unit_vectors(8, 20, DIM)
+        with walking():
+            together = index.search_vectors(asked, options, threads=3).split([1] * 20)
+            for i, expected in enumerate(together):
+                alone = index.search_vectors(asked[i : i + 1], options)
+                assert np.array_equal(alone.ids, expected.ids)
+                assert np.array_equal(alone.scores, expected.scores)
+                assert np.array_equal(alone.distances, expected.distances)
+                assert list(alone.cursors) == list(expected.cursors)
+                assert alone.groups == expected.groups
 
 
 def test_pages_of_a_walk_never_repeat_an_item_and_reach_all(whole):
