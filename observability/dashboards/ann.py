@@ -29,7 +29,7 @@ def board() -> Json:
                     ),
                     graph(
                         "Time of stages",
-                        "Mean of a call: log, decode, wait, encode, graph, rerank (docs/ann.md).",
+                        'Mean of a search: log, decode, wait, encode, graph, scan, rerank (docs/ann.md, "Service").',
                         "s",
                         Query(
                             " / ".join(total_rate(stages + part, by="stage") for part in ("_sum", "_count")),
@@ -39,7 +39,7 @@ def board() -> Json:
                     ),
                     graph(
                         "Stages, p99",
-                        "The slowest of a hundred calls.",
+                        "The slowest of a hundred searches.",
                         "s",
                         Query(quantile(0.99, stages, by="stage"), "{{stage}}"),
                         width=6,
@@ -48,7 +48,7 @@ def board() -> Json:
                         "Items",
                         "In the index that is served, by replica; they differ while a new version comes in.",
                         "short",
-                        Query(of("vitrine_ann_items"), "{{instance}}"),
+                        Query(of("vitrine_ann_items"), "{{index}} {{instance}}"),
                         width=6,
                     ),
                 ],
@@ -80,14 +80,14 @@ def board() -> Json:
                         "Items without a graph",
                         "Newest items, scanned until they are folded.",
                         "short",
-                        Query(of("vitrine_ann_scanned_items"), "{{instance}}"),
+                        Query(of("vitrine_ann_scanned_items"), "{{index}} {{instance}}"),
                         width=6,
                     ),
                     graph(
                         "Updates not shown yet",
                         "Records of item-updates that a replica has not applied.",
                         "short",
-                        Query(of("vitrine_ann_log_lag_records"), "{{instance}}"),
+                        Query(of("vitrine_ann_log_lag_records"), "{{index}} {{instance}}"),
                         width=6,
                     ),
                 ],
