@@ -29,7 +29,7 @@ def board() -> Json:
                     ),
                     graph(
                         "Time of stages",
-                        'Mean of a search: log, decode, wait, encode, graph, scan, rerank (docs/ann.md, "Service").',
+                        "Mean of a search: log, decode, wait, encode, graph, scan, rerank (docs/ann.md, Service).",
                         "s",
                         Query(
                             " / ".join(total_rate(stages + part, by="stage") for part in ("_sum", "_count")),
