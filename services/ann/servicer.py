@@ -26,6 +26,7 @@ from vitrine.runtime import metrics
 _DECODERS = 4  # pictures decoded at a time: a large PNG takes up to 160 MB meanwhile
 
 queries_total = Counter("vitrine_ann_queries_total", "Queries answered.", ("kind",), registry=metrics.REGISTRY)
+_of_kind = {kind: queries_total.labels(kind) for kind in decode.KINDS}
 visited_total = Counter(
     "vitrine_ann_visited_total",
     "Codes that queries were compared with: nodes of graphs, and items that are scanned.",
@@ -78,7 +79,7 @@ class AnnServicer(UpdatesServicer):
         except GenerationError as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         stages.observe()
-        queries_total.labels(kind).inc(len(hits.counts))
+        _of_kind[kind].inc(len(hits.counts))
         return _response(served.version, hits)
 
     def Stats(self, request: ann_pb2.StatsRequest, context: grpc.ServicerContext) -> ann_pb2.StatsResponse:  # noqa: N802
