@@ -5,8 +5,8 @@
 
 Items are unit vectors of 64 dimensions around 1,000 centres. `library` is `BinaryIndex.search_vectors` in this
 process, batches of 64 on one thread; the server is a process of its own. Ways to ask it: one call at a time; calls
-of 64 queries; single calls from 32 threads of another process, with coalescing and without (`--batches 0`). Queries
-a second by the clock; callers and server share the machine's cores.
+of 64 queries; single calls from 32 threads of another process, with coalescing and without (`--batches 0`); the
+same through a router of one shard. Queries a second by the clock; callers and server share the machine's cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from vitrine.ann.build import Parameters, Threads
 from vitrine.ann.index import BinaryIndex, Options, View
 from vitrine.ann.segment import Segment
 from vitrine.artifacts import ArtifactStore
-from vitrine.client import AnnClient
+from vitrine.client import AnnClient, VitrineError
 from vitrine.runtime import process
 
 DIM, BATCH, K = 64, 64, 10
@@ -76,22 +76,32 @@ def publish(folder: Path, n: int) -> BinaryIndex:
 @contextmanager
 def serving(folder: Path, batches: int) -> Iterator[str]:
     """A server of the store, until the end; its address."""
-    file = folder / f"address-{batches}"
-    environment = os.environ | {
-        "VITRINE_STORE": str(folder / "store"), "VITRINE_ADDRESS_FILE": str(file), "VITRINE_LOG_LEVEL": "error",
-        "VITRINE_BATCHES": str(batches), "OMP_NUM_THREADS": "1",
+    settings = {"VITRINE_STORE": str(folder / "store"), "VITRINE_BATCHES": str(batches)}
+    with _started("services.ann", folder / f"address-{batches}", settings) as address:
+        yield address
+
+
+def routing(folder: Path, server: str) -> AbstractContextManager[str]:
+    """A router before a server of the only shard."""
+    return _started("services.ann.router", folder / "address-router", {"VITRINE_SHARDS": server})
+
+
+@contextmanager
+def _started(module: str, file: Path, settings: dict[str, str]) -> Iterator[str]:
+    environment = os.environ | settings | {
+        "VITRINE_ADDRESS_FILE": str(file), "VITRINE_LOG_LEVEL": "error", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    server = process.spawn([sys.executable, "-m", "services.ann"], stdout=sys.stderr, env=environment)
+    server = process.spawn([sys.executable, "-m", module], stdout=sys.stderr, env=environment)
     try:
         while not file.exists():
             time.sleep(0.05)
-        address = json.loads(file.read_text())["address"]
+        address: str = json.loads(file.read_text())["address"]
         with AnnClient(address, timeout_s=60) as client:
             while True:
                 try:
                     client.stats()
                     break
-                except Exception:
+                except VitrineError:
                     time.sleep(0.1)
         yield address
     finally:
@@ -155,7 +165,7 @@ def measure(n: int, rounds: int) -> dict[str, Any]:
         print(f"{n:,} items: builds", file=sys.stderr, flush=True)
         index = publish(folder, n)
         default = max(1, (os.cpu_count() or 1) // 2)
-        with serving(folder, default) as joined, serving(folder, 0) as apart:
+        with serving(folder, default) as joined, serving(folder, 0) as apart, routing(folder, joined) as routed:
             for turn in range(rounds):
                 print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
                 begin = time.perf_counter()
@@ -168,6 +178,9 @@ def measure(n: int, rounds: int) -> dict[str, Any]:
                 note("grpc_batched_qps", in_batches(joined, queries))
                 note("many_coalesced_qps", from_many(joined))
                 note("many_alone_qps", from_many(apart))
+                _, through = one_at_a_time(routed, queries)
+                note("router_hop_ms", through - ms)
+                note("router_qps", from_many(routed))
     row: dict[str, Any] = {"n": n, "callers": CALLERS} | {key: statistics.median(v) for key, v in found.items()}
     row["grpc_qps_share"] = statistics.median(
         g / own for g, own in zip(found["grpc_batched_qps"], found["library_batched_qps"], strict=True)
