@@ -120,6 +120,18 @@ def test_a_field_does_over_the_wire_what_it_does_in_the_library(ann, live, name)
     check(ann.search(codes=codes, k=10, **fields), live.current.search_codes(codes, options))
 
 
+def test_a_server_of_the_exact_engine_compares_with_all_codes_whatever_is_asked(live):
+    served = Served("shoes", "v1", "e1", live, None, None, Shard(0, 1))
+    servicer = AnnServicer(lambda name: served, exact=True)
+    process = Process(Settings(), "ann", lambda to: ann_pb2_grpc.add_AnnServiceServicer_to_server(servicer, to))
+    process.start()
+    try:
+        with AnnClient(process.address, timeout_s=20) as client:
+            check(client.search(ASKED, k=10), live.current.search_vectors(ASKED, Options(10, exact=True)))
+    finally:
+        process.drain()
+
+
 def test_the_live_tail_is_searched_and_the_deleted_are_not(ann):
     assert ann.search(ASKED[0], k=1).ids[0].tolist() == [NEW]
     assert ann.search(ASKED[0], k=5, filter=items(FIRST_ID, FIRST_ID + 1)).ids[0].tolist() == [FIRST_ID + 1]
