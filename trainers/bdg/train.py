@@ -246,7 +246,11 @@ def _in_shard(progress: Progress, step: int, label: str) -> Callable[[str, float
 def _fingerprints(artifact: LocalArtifact) -> list[str]:
     """Of the files that an index depends on, from the manifest that `fetch` has verified."""
     files = artifact.manifest.files
-    return [f"{name}:{files[name]['sha256']}" for name in ("ids.npy", "vectors.npy", embeddings.THUMBNAILS_FILE)]
+    return [
+        f"{name}:{files[name]['sha256']}"
+        for name in ("ids.npy", "vectors.npy", embeddings.THUMBNAILS_FILE)
+        if name in files
+    ]
 
 
 def _numbers(metrics: Metrics) -> dict[str, Any]:
