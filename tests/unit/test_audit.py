@@ -140,11 +140,12 @@ def test_a_stream_of_no_known_service_is_recorded(store):
     assert (line["action"], line["target"]) == ("vitrine.test.v1.Streams/Send", "user_id=3")
 
 
-def test_every_method_of_today_says_that_it_only_reads():
+def test_the_methods_that_change_something_are_audited_and_the_others_say_that_they_only_read():
     services = [s for file in (ann_pb2, matching_pb2, ctr_pb2) for s in file.DESCRIPTOR.services_by_name.values()]
     methods = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
     assert len(methods) >= 5
-    assert [method for method in methods if not audit.only_reads(method)] == []
+    changing = [method.rpartition("/")[2] for method in methods if not audit.only_reads(method)]
+    assert changing == ["Upsert", "Delete"]
     assert not audit.only_reads("/no.such.Service/AtAll")
     assert audit.only_reads("/grpc.health.v1.Health/Check")
 
