@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.ann.decode import KINDS
 from services.ann.router.cursors import Cursor, Place, decode_all
 from services.ann.router.fanout import Leg
 from services.ann.router.merge import Merged, Part, merge
@@ -15,8 +16,6 @@ from services.ann.router.shards import Shard
 from vitrine.api.ann.v1 import ann_pb2
 from vitrine.errors import FieldError
 from vitrine.placement import shards_of
-
-KINDS = ("vectors", "codes", "picture", "item_ids")
 
 
 @dataclass(frozen=True)

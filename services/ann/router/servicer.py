@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import grpc
 from prometheus_client import Counter
 
+from services.ann.decode import MAX_QUERIES
 from services.ann.router import split
 from services.ann.router.fanout import CALLERS_FAULT, CallerGoneError, Failure, Leg, fan_out
 from services.ann.router.search import Asked, joined, kind_of, search_legs, understood
@@ -17,7 +18,6 @@ from vitrine.api.ann.v1 import ann_pb2, ann_pb2_grpc
 from vitrine.errors import FieldError, NotFoundError
 from vitrine.runtime import metrics
 
-MAX_QUERIES = 256
 _PATIENCE_S = 10.0  # of calls without a deadline
 
 partial_total = Counter(
