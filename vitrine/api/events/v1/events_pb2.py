@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vitrine.api.items.v1 import items_pb2 as vitrine_dot_api_dot_items_dot_v1_dot_items__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vitrine/api/events/v1/events.proto\x12\x15vitrine.api.events.v1\x1a vitrine/api/items/v1/items.proto\"\x89\x02\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\x12\x0f\n\x07time_ms\x18\x02 \x01(\x03\x12\x31\n\x04item\x18\x03 \x01(\x0b\x32!.vitrine.api.events.v1.ItemActionH\x00\x12\x33\n\x05\x63rowd\x18\x04 \x01(\x0b\x32\".vitrine.api.events.v1.CrowdChangeH\x00\x12\x39\n\nimpression\x18\x05 \x01(\x0b\x32#.vitrine.api.events.v1.AdImpressionH\x00\x12/\n\x05\x63lick\x18\x06 \x01(\x0b\x32\x1e.vitrine.api.events.v1.AdClickH\x00\x42\x06\n\x04kind\"\x9f\x01\n\nItemAction\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x38\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32(.vitrine.api.events.v1.ItemAction.Action\"F\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_VIEW\x10\x01\x12\x13\n\x0f\x41\x43TION_PURCHASE\x10\x02\"\x9f\x01\n\x0b\x43rowdChange\x12\x10\n\x08\x63rowd_id\x18\x01 \x01(\x04\x12\x39\n\x06\x63hange\x18\x02 \x01(\x0e\x32).vitrine.api.events.v1.CrowdChange.Change\"C\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANGE_JOIN\x10\x01\x12\x10\n\x0c\x43HANGE_LEAVE\x10\x02\"N\n\x0c\x41\x64Impression\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\r\n\x05price\x18\x02 \x01(\x02\x12\x0c\n\x04pctr\x18\x03 \x01(\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\",\n\x07\x41\x64\x43lick\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x93\x01\n\x08\x41\x64Update\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32%.vitrine.api.events.v1.AdUpdate.State\"B\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_PAUSED\x10\x02\"\x9f\x01\n\nItemUpdate\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\x04\x12\x1a\n\x12\x65mbeddings_version\x18\x03 \x01(\t\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x34\n\nattributes\x18\x05 \x01(\x0b\x32 .vitrine.api.items.v1.Attributes\x12\x0f\n\x07\x64\x65leted\x18\x06 \x01(\x08\"\x82\x01\n\nDeadLetter\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x16\n\x0e\x61ppend_time_ms\x18\x04 \x01(\x03\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\r\n\x05value\x18\x06 \x01(\x0c\x12\x0e\n\x06reason\x18\x07 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vitrine/api/events/v1/events.proto\x12\x15vitrine.api.events.v1\x1a vitrine/api/items/v1/items.proto\"\xa2\x03\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\x12\x0f\n\x07time_ms\x18\x02 \x01(\x03\x12\x31\n\x04item\x18\x03 \x01(\x0b\x32!.vitrine.api.events.v1.ItemActionH\x00\x12\x33\n\x05\x63rowd\x18\x04 \x01(\x0b\x32\".vitrine.api.events.v1.CrowdChangeH\x00\x12\x39\n\nimpression\x18\x05 \x01(\x0b\x32#.vitrine.api.events.v1.AdImpressionH\x00\x12/\n\x05\x63lick\x18\x06 \x01(\x0b\x32\x1e.vitrine.api.events.v1.AdClickH\x00\x12/\n\x05\x62lock\x18\x07 \x01(\x0b\x32\x1e.vitrine.api.events.v1.AdBlockH\x00\x12\x31\n\x07rematch\x18\x08 \x01(\x0b\x32\x1e.vitrine.api.events.v1.RematchH\x00\x12\x33\n\x08\x64\x65letion\x18\t \x01(\x0b\x32\x1f.vitrine.api.events.v1.DeletionH\x00\x42\x06\n\x04kind\"+\n\x07\x41\x64\x42lock\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x11\n\tunblocked\x18\x02 \x01(\x08\"\x1d\n\x07Rematch\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\n\n\x08\x44\x65letion\"\x9f\x01\n\nItemAction\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x38\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32(.vitrine.api.events.v1.ItemAction.Action\"F\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_VIEW\x10\x01\x12\x13\n\x0f\x41\x43TION_PURCHASE\x10\x02\"\x9f\x01\n\x0b\x43rowdChange\x12\x10\n\x08\x63rowd_id\x18\x01 \x01(\x04\x12\x39\n\x06\x63hange\x18\x02 \x01(\x0e\x32).vitrine.api.events.v1.CrowdChange.Change\"C\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANGE_JOIN\x10\x01\x12\x10\n\x0c\x43HANGE_LEAVE\x10\x02\"N\n\x0c\x41\x64Impression\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\r\n\x05price\x18\x02 \x01(\x02\x12\x0c\n\x04pctr\x18\x03 \x01(\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\",\n\x07\x41\x64\x43lick\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\xdd\x01\n\x08\x41\x64Update\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32%.vitrine.api.events.v1.AdUpdate.State\x12\x37\n\ndefinition\x18\x03 \x01(\x0b\x32#.vitrine.api.events.v1.AdDefinition\"S\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_PAUSED\x10\x02\x12\x0f\n\x0bSTATE_ENDED\x10\x03\"\xde\x01\n\x0c\x41\x64\x44\x65\x66inition\x12\x15\n\radvertiser_id\x18\x01 \x01(\x04\x12\x0f\n\x07item_id\x18\x02 \x01(\x04\x12\x11\n\tcrowd_ids\x18\x03 \x03(\x04\x12\x0c\n\x04\x62ids\x18\x04 \x03(\x02\x12\x1a\n\x12negative_crowd_ids\x18\x05 \x03(\x04\x12\x18\n\x10placement_groups\x18\x06 \x01(\r\x12\x10\n\x08start_ms\x18\x07 \x01(\x03\x12\x0e\n\x06\x65nd_ms\x18\x08 \x01(\x03\x12\x14\n\x0c\x64\x61ily_budget\x18\t \x01(\x01\x12\x17\n\x0fmax_impressions\x18\n \x01(\r\"g\n\x06\x41\x64Gate\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x17\n\x0fout_of_schedule\x18\x02 \x01(\x08\x12\x15\n\rout_of_budget\x18\x03 \x01(\x08\x12\r\n\x05spent\x18\x04 \x01(\x01\x12\x0f\n\x07time_ms\x18\x05 \x01(\x03\"\x86\x01\n\nActivation\x12\x17\n\x0f\x63\x61talog_version\x18\x01 \x01(\t\x12\x16\n\x0etowers_version\x18\x02 \x01(\t\x12\x1c\n\x14other_towers_version\x18\x03 \x01(\t\x12\x13\n\x0bother_share\x18\x04 \x01(\r\x12\x14\n\x0c\x65\x66\x66\x65\x63tive_ms\x18\x05 \x01(\x03\"\x9f\x01\n\nItemUpdate\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\x04\x12\x1a\n\x12\x65mbeddings_version\x18\x03 \x01(\t\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x34\n\nattributes\x18\x05 \x01(\x0b\x32 .vitrine.api.items.v1.Attributes\x12\x0f\n\x07\x64\x65leted\x18\x06 \x01(\x08\"\x82\x01\n\nDeadLetter\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x16\n\x0e\x61ppend_time_ms\x18\x04 \x01(\x03\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\r\n\x05value\x18\x06 \x01(\x0c\x12\x0e\n\x06reason\x18\x07 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,25 +33,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vitrine.api.events.v1.event
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USEREVENT']._serialized_start=96
-  _globals['_USEREVENT']._serialized_end=361
-  _globals['_ITEMACTION']._serialized_start=364
-  _globals['_ITEMACTION']._serialized_end=523
-  _globals['_ITEMACTION_ACTION']._serialized_start=453
-  _globals['_ITEMACTION_ACTION']._serialized_end=523
-  _globals['_CROWDCHANGE']._serialized_start=526
-  _globals['_CROWDCHANGE']._serialized_end=685
-  _globals['_CROWDCHANGE_CHANGE']._serialized_start=618
-  _globals['_CROWDCHANGE_CHANGE']._serialized_end=685
-  _globals['_ADIMPRESSION']._serialized_start=687
-  _globals['_ADIMPRESSION']._serialized_end=765
-  _globals['_ADCLICK']._serialized_start=767
-  _globals['_ADCLICK']._serialized_end=811
-  _globals['_ADUPDATE']._serialized_start=814
-  _globals['_ADUPDATE']._serialized_end=961
-  _globals['_ADUPDATE_STATE']._serialized_start=895
-  _globals['_ADUPDATE_STATE']._serialized_end=961
-  _globals['_ITEMUPDATE']._serialized_start=964
-  _globals['_ITEMUPDATE']._serialized_end=1123
-  _globals['_DEADLETTER']._serialized_start=1126
-  _globals['_DEADLETTER']._serialized_end=1256
+  _globals['_USEREVENT']._serialized_end=514
+  _globals['_ADBLOCK']._serialized_start=516
+  _globals['_ADBLOCK']._serialized_end=559
+  _globals['_REMATCH']._serialized_start=561
+  _globals['_REMATCH']._serialized_end=590
+  _globals['_DELETION']._serialized_start=592
+  _globals['_DELETION']._serialized_end=602
+  _globals['_ITEMACTION']._serialized_start=605
+  _globals['_ITEMACTION']._serialized_end=764
+  _globals['_ITEMACTION_ACTION']._serialized_start=694
+  _globals['_ITEMACTION_ACTION']._serialized_end=764
+  _globals['_CROWDCHANGE']._serialized_start=767
+  _globals['_CROWDCHANGE']._serialized_end=926
+  _globals['_CROWDCHANGE_CHANGE']._serialized_start=859
+  _globals['_CROWDCHANGE_CHANGE']._serialized_end=926
+  _globals['_ADIMPRESSION']._serialized_start=928
+  _globals['_ADIMPRESSION']._serialized_end=1006
+  _globals['_ADCLICK']._serialized_start=1008
+  _globals['_ADCLICK']._serialized_end=1052
+  _globals['_ADUPDATE']._serialized_start=1055
+  _globals['_ADUPDATE']._serialized_end=1276
+  _globals['_ADUPDATE_STATE']._serialized_start=1193
+  _globals['_ADUPDATE_STATE']._serialized_end=1276
+  _globals['_ADDEFINITION']._serialized_start=1279
+  _globals['_ADDEFINITION']._serialized_end=1501
+  _globals['_ADGATE']._serialized_start=1503
+  _globals['_ADGATE']._serialized_end=1606
+  _globals['_ACTIVATION']._serialized_start=1609
+  _globals['_ACTIVATION']._serialized_end=1743
+  _globals['_ITEMUPDATE']._serialized_start=1746
+  _globals['_ITEMUPDATE']._serialized_end=1905
+  _globals['_DEADLETTER']._serialized_start=1908
+  _globals['_DEADLETTER']._serialized_end=2038
 # @@protoc_insertion_point(module_scope)

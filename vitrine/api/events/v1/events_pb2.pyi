@@ -3,8 +3,10 @@
 isort:skip_file
 Values of the Kafka topics. Keys are ids in decimal ASCII; every producer partitions by murmur2."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vitrine.api.items.v1 import items_pb2 as _items_pb2
 import builtins as _builtins
@@ -30,6 +32,9 @@ class UserEvent(_message.Message):
     CROWD_FIELD_NUMBER: _builtins.int
     IMPRESSION_FIELD_NUMBER: _builtins.int
     CLICK_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    REMATCH_FIELD_NUMBER: _builtins.int
+    DELETION_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """The user; equals the record's key."""
     time_ms: _builtins.int
@@ -50,6 +55,18 @@ class UserEvent(_message.Message):
     def click(self) -> Global___AdClick:
         """The user clicked an ad."""
 
+    @_builtins.property
+    def block(self) -> Global___AdBlock:
+        """The user blocked an ad, or took that back."""
+
+    @_builtins.property
+    def rematch(self) -> Global___Rematch:
+        """The user's list is made anew by its owner; nothing in the state changes but the revision."""
+
+    @_builtins.property
+    def deletion(self) -> Global___Deletion:
+        """Everything about the user up to this record is forgotten, also where it is read again later."""
+
     def __init__(
         self,
         *,
@@ -59,16 +76,84 @@ class UserEvent(_message.Message):
         crowd: Global___CrowdChange | None = ...,
         impression: Global___AdImpression | None = ...,
         click: Global___AdClick | None = ...,
+        block: Global___AdBlock | None = ...,
+        rematch: Global___Rematch | None = ...,
+        deletion: Global___Deletion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "crowd", b"crowd", "impression", b"impression", "item", b"item", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "click", b"click", "crowd", b"crowd", "deletion", b"deletion", "impression", b"impression", "item", b"item", "kind", b"kind", "rematch", b"rematch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "crowd", b"crowd", "impression", b"impression", "item", b"item", "kind", b"kind", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "click", b"click", "crowd", b"crowd", "deletion", b"deletion", "impression", b"impression", "item", b"item", "kind", b"kind", "rematch", b"rematch", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["item", "crowd", "impression", "click"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["item", "crowd", "impression", "click", "block", "rematch", "deletion"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___UserEvent: _TypeAlias = UserEvent  # noqa: Y015
+
+@_typing.final
+class AdBlock(_message.Message):
+    """AdBlock takes an ad out of the user's list, or lets it in again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AD_ID_FIELD_NUMBER: _builtins.int
+    UNBLOCKED_FIELD_NUMBER: _builtins.int
+    ad_id: _builtins.int
+    """The ad."""
+    unblocked: _builtins.bool
+    """The ad may be shown again."""
+    def __init__(
+        self,
+        *,
+        ad_id: _builtins.int = ...,
+        unblocked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_id", b"ad_id", "unblocked", b"unblocked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdBlock: _TypeAlias = AdBlock  # noqa: Y015
+
+@_typing.final
+class Rematch(_message.Message):
+    """Rematch asks for a list made from all eligible pairs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Names the call that asked."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rematch: _TypeAlias = Rematch  # noqa: Y015
+
+@_typing.final
+class Deletion(_message.Message):
+    """Deletion forgets the user: state, list, and dead letters of the user's records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deletion: _TypeAlias = Deletion  # noqa: Y015
 
 @_typing.final
 class ItemAction(_message.Message):
@@ -230,7 +315,7 @@ Global___AdClick: _TypeAlias = AdClick  # noqa: Y015
 
 @_typing.final
 class AdUpdate(_message.Message):
-    """AdUpdate is a value of `ad-updates`, keyed by ad_id, compacted, one partition."""
+    """AdUpdate is a value of `ad-updates` under the key "<ad_id>", compacted, one partition: all of an ad as it is from here on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -246,6 +331,8 @@ class AdUpdate(_message.Message):
         """Served."""
         STATE_PAUSED: AdUpdate._State.ValueType  # 2
         """Hidden from every list at once."""
+        STATE_ENDED: AdUpdate._State.ValueType  # 3
+        """Gone for good."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of an ad."""
@@ -256,26 +343,174 @@ class AdUpdate(_message.Message):
     """Served."""
     STATE_PAUSED: AdUpdate.State.ValueType  # 2
     """Hidden from every list at once."""
+    STATE_ENDED: AdUpdate.State.ValueType  # 3
+    """Gone for good."""
 
     AD_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
     ad_id: _builtins.int
     """The ad; equals the record's key."""
     state: Global___AdUpdate.State.ValueType
     """The ad's state from here on."""
+    @_builtins.property
+    def definition(self) -> Global___AdDefinition:
+        """What the ad is; absent: as the catalog artifact has it."""
+
     def __init__(
         self,
         *,
         ad_id: _builtins.int = ...,
         state: Global___AdUpdate.State.ValueType = ...,
+        definition: Global___AdDefinition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_id", b"ad_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_id", b"ad_id", "definition", b"definition", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdUpdate: _TypeAlias = AdUpdate  # noqa: Y015
+
+@_typing.final
+class AdDefinition(_message.Message):
+    """AdDefinition is what an advertiser said of an ad."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADVERTISER_ID_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    CROWD_IDS_FIELD_NUMBER: _builtins.int
+    BIDS_FIELD_NUMBER: _builtins.int
+    NEGATIVE_CROWD_IDS_FIELD_NUMBER: _builtins.int
+    PLACEMENT_GROUPS_FIELD_NUMBER: _builtins.int
+    START_MS_FIELD_NUMBER: _builtins.int
+    END_MS_FIELD_NUMBER: _builtins.int
+    DAILY_BUDGET_FIELD_NUMBER: _builtins.int
+    MAX_IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    advertiser_id: _builtins.int
+    """Who pays."""
+    item_id: _builtins.int
+    """The item advertised; 0 for none."""
+    placement_groups: _builtins.int
+    """Placement groups that the ad may stand in, bit 0 the first of at most four; 0: all."""
+    start_ms: _builtins.int
+    """Shown from then on, milliseconds since 1970 UTC; 0: no beginning."""
+    end_ms: _builtins.int
+    """Shown until then; 0: no end."""
+    daily_budget: _builtins.float
+    """Spend a UTC day after which the ad rests until the next, currency units; 0: no bound."""
+    max_impressions: _builtins.int
+    """Impressions to one user within the catalog's window after which the ad rests for the user; 0: no bound."""
+    @_builtins.property
+    def crowd_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Crowds bid on, each once, in any order."""
+
+    @_builtins.property
+    def bids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Bid on each of them, currency units a click; finite, above 0."""
+
+    @_builtins.property
+    def negative_crowd_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Crowds whose members never see the ad."""
+
+    def __init__(
+        self,
+        *,
+        advertiser_id: _builtins.int = ...,
+        item_id: _builtins.int = ...,
+        crowd_ids: _abc.Iterable[_builtins.int] | None = ...,
+        bids: _abc.Iterable[_builtins.float] | None = ...,
+        negative_crowd_ids: _abc.Iterable[_builtins.int] | None = ...,
+        placement_groups: _builtins.int = ...,
+        start_ms: _builtins.int = ...,
+        end_ms: _builtins.int = ...,
+        daily_budget: _builtins.float = ...,
+        max_impressions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertiser_id", b"advertiser_id", "bids", b"bids", "crowd_ids", b"crowd_ids", "daily_budget", b"daily_budget", "end_ms", b"end_ms", "item_id", b"item_id", "max_impressions", b"max_impressions", "negative_crowd_ids", b"negative_crowd_ids", "placement_groups", b"placement_groups", "start_ms", b"start_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdDefinition: _TypeAlias = AdDefinition  # noqa: Y015
+
+@_typing.final
+class AdGate(_message.Message):
+    """AdGate is a value of `ad-updates` under the key "<ad_id>/gate": what the clock process says of an ad, crossings only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AD_ID_FIELD_NUMBER: _builtins.int
+    OUT_OF_SCHEDULE_FIELD_NUMBER: _builtins.int
+    OUT_OF_BUDGET_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    ad_id: _builtins.int
+    """The ad."""
+    out_of_schedule: _builtins.bool
+    """Outside the ad's schedule."""
+    out_of_budget: _builtins.bool
+    """The day's budget is spent."""
+    spent: _builtins.float
+    """Spend of the day that `time_ms` lies in, currency units."""
+    time_ms: _builtins.int
+    """When it was so, milliseconds since 1970 UTC."""
+    def __init__(
+        self,
+        *,
+        ad_id: _builtins.int = ...,
+        out_of_schedule: _builtins.bool = ...,
+        out_of_budget: _builtins.bool = ...,
+        spent: _builtins.float = ...,
+        time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_id", b"ad_id", "out_of_budget", b"out_of_budget", "out_of_schedule", b"out_of_schedule", "spent", b"spent", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdGate: _TypeAlias = AdGate  # noqa: Y015
+
+@_typing.final
+class Activation(_message.Message):
+    """Activation is a value of `ad-updates` under a key "activation/<unique>": what matching works from, for all its processes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATALOG_VERSION_FIELD_NUMBER: _builtins.int
+    TOWERS_VERSION_FIELD_NUMBER: _builtins.int
+    OTHER_TOWERS_VERSION_FIELD_NUMBER: _builtins.int
+    OTHER_SHARE_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_MS_FIELD_NUMBER: _builtins.int
+    catalog_version: _builtins.str
+    """Version of `catalog`."""
+    towers_version: _builtins.str
+    """Version of `towers` of users in arm a."""
+    other_towers_version: _builtins.str
+    """Version of `towers` of users in arm b; empty where there is no such arm."""
+    other_share: _builtins.int
+    """Users in arm b, of 1,000."""
+    effective_ms: _builtins.int
+    """User events appended from then on are folded under it, milliseconds since 1970 UTC; not before this record's append."""
+    def __init__(
+        self,
+        *,
+        catalog_version: _builtins.str = ...,
+        towers_version: _builtins.str = ...,
+        other_towers_version: _builtins.str = ...,
+        other_share: _builtins.int = ...,
+        effective_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_version", b"catalog_version", "effective_ms", b"effective_ms", "other_share", b"other_share", "other_towers_version", b"other_towers_version", "towers_version", b"towers_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Activation: _TypeAlias = Activation  # noqa: Y015
 
 @_typing.final
 class ItemUpdate(_message.Message):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vitrine.api.features.v1 import features_pb2 as vitrine_dot_api_dot_features_dot_v1_dot_features__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&vitrine/api/matching/v1/matching.proto\x12\x17vitrine.api.matching.v1\x1a&vitrine/api/features/v1/features.proto\"/\n\x11GetMatchesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\x12\t\n\x01k\x18\x02 \x01(\r\"\x90\x02\n\x12GetMatchesResponse\x12\x17\n\x0f\x63\x61talog_version\x18\x01 \x01(\t\x12\x16\n\x0etowers_version\x18\x02 \x01(\t\x12/\n\x06source\x18\x03 \x01(\x0e\x32\x1f.vitrine.api.matching.v1.Source\x12\x0e\n\x06\x61\x64_ids\x18\x04 \x03(\x04\x12\x0e\n\x06values\x18\x05 \x03(\x02\x12\x0c\n\x04\x62ids\x18\x06 \x03(\x02\x12\x11\n\tcrowd_ids\x18\x07 \x03(\x04\x12\x0e\n\x06\x61ge_ms\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x04\x12\x35\n\x07\x63ontext\x18\n \x01(\x0b\x32$.vitrine.api.features.v1.UserContext\"1\n\x0e\x45xplainRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x61\x64_ids\x18\x02 \x03(\x04\"\xc8\x01\n\x0b\x45xplanation\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x31\n\x07verdict\x18\x02 \x01(\x0e\x32 .vitrine.api.matching.v1.Verdict\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x18\n\x10shared_crowd_ids\x18\x04 \x03(\x04\x12\x13\n\x0bshared_bids\x18\x05 \x03(\x02\x12\x10\n\x08\x63rowd_id\x18\x06 \x01(\x04\x12\x0b\n\x03\x62id\x18\x07 \x01(\x02\x12\x0c\n\x04pctr\x18\x08 \x01(\x02\x12\r\n\x05value\x18\t \x01(\x02\"\xab\x01\n\x0f\x45xplainResponse\x12\x17\n\x0f\x63\x61talog_version\x18\x01 \x01(\t\x12\x16\n\x0etowers_version\x18\x02 \x01(\t\x12:\n\x0c\x65xplanations\x18\x03 \x03(\x0b\x32$.vitrine.api.matching.v1.Explanation\x12\x13\n\x0b\x66loor_value\x18\x04 \x01(\x02\x12\x16\n\x0euser_crowd_ids\x18\x05 \x03(\x04*p\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n\rSOURCE_STORED\x10\x01\x12\x1b\n\x17SOURCE_FALLBACK_NO_LIST\x10\x02\x12\x1e\n\x1aSOURCE_FALLBACK_STORE_LOST\x10\x03*\x98\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_LISTED\x10\x01\x12\x17\n\x13VERDICT_BELOW_FLOOR\x10\x02\x12\x1b\n\x17VERDICT_NO_SHARED_CROWD\x10\x03\x12\x16\n\x12VERDICT_UNKNOWN_AD\x10\x04\x12\x12\n\x0eVERDICT_PAUSED\x10\x05\x32\xe0\x01\n\x0fMatchingService\x12j\n\nGetMatches\x12*.vitrine.api.matching.v1.GetMatchesRequest\x1a+.vitrine.api.matching.v1.GetMatchesResponse\"\x03\x90\x02\x01\x12\x61\n\x07\x45xplain\x12\'.vitrine.api.matching.v1.ExplainRequest\x1a(.vitrine.api.matching.v1.ExplainResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&vitrine/api/matching/v1/matching.proto\x12\x17vitrine.api.matching.v1\x1a&vitrine/api/features/v1/features.proto\"\xa9\x01\n\x11GetMatchesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\x12\t\n\x01k\x18\x02 \x01(\r\x12\x17\n\x0f\x65xcluded_ad_ids\x18\x03 \x03(\x04\x12\x1f\n\x17\x65xcluded_advertiser_ids\x18\x04 \x03(\x04\x12\x12\n\nmax_age_ms\x18\x05 \x01(\x04\x12\x17\n\x0fplacement_group\x18\x06 \x01(\r\x12\x11\n\tcrowd_ids\x18\x07 \x03(\x04\"\x9d\x02\n\x12GetMatchesResponse\x12\x17\n\x0f\x63\x61talog_version\x18\x01 \x01(\t\x12\x16\n\x0etowers_version\x18\x02 \x01(\t\x12/\n\x06source\x18\x03 \x01(\x0e\x32\x1f.vitrine.api.matching.v1.Source\x12\x0e\n\x06\x61\x64_ids\x18\x04 \x03(\x04\x12\x0e\n\x06values\x18\x05 \x03(\x02\x12\x0c\n\x04\x62ids\x18\x06 \x03(\x02\x12\x11\n\tcrowd_ids\x18\x07 \x03(\x04\x12\x0e\n\x06\x61ge_ms\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x04\x12\x35\n\x07\x63ontext\x18\n \x01(\x0b\x32$.vitrine.api.features.v1.UserContext\x12\x0b\n\x03\x61rm\x18\x0b \x01(\t\"!\n\x0eRematchRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\"H\n\x0fRematchResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"J\n\x0e\x45xplainRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x61\x64_ids\x18\x02 \x03(\x04\x12\x17\n\x0fplacement_group\x18\x03 \x01(\r\"\xe4\x01\n\x0b\x45xplanation\x12\r\n\x05\x61\x64_id\x18\x01 \x01(\x04\x12\x31\n\x07verdict\x18\x02 \x01(\x0e\x32 .vitrine.api.matching.v1.Verdict\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x18\n\x10shared_crowd_ids\x18\x04 \x03(\x04\x12\x13\n\x0bshared_bids\x18\x05 \x03(\x02\x12\x10\n\x08\x63rowd_id\x18\x06 \x01(\x04\x12\x0b\n\x03\x62id\x18\x07 \x01(\x02\x12\x0c\n\x04pctr\x18\x08 \x01(\x02\x12\r\n\x05value\x18\t \x01(\x02\x12\x1a\n\x12negative_crowd_ids\x18\n \x03(\x04\"\xb8\x01\n\x0f\x45xplainResponse\x12\x17\n\x0f\x63\x61talog_version\x18\x01 \x01(\t\x12\x16\n\x0etowers_version\x18\x02 \x01(\t\x12:\n\x0c\x65xplanations\x18\x03 \x03(\x0b\x32$.vitrine.api.matching.v1.Explanation\x12\x13\n\x0b\x66loor_value\x18\x04 \x01(\x02\x12\x16\n\x0euser_crowd_ids\x18\x05 \x03(\x04\x12\x0b\n\x03\x61rm\x18\x06 \x01(\t*\x8d\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n\rSOURCE_STORED\x10\x01\x12\x1b\n\x17SOURCE_FALLBACK_NO_LIST\x10\x02\x12\x1e\n\x1aSOURCE_FALLBACK_STORE_LOST\x10\x03\x12\x1b\n\x17SOURCE_FALLBACK_TOO_OLD\x10\x04*\xe7\x02\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_LISTED\x10\x01\x12\x17\n\x13VERDICT_BELOW_FLOOR\x10\x02\x12\x1b\n\x17VERDICT_NO_SHARED_CROWD\x10\x03\x12\x16\n\x12VERDICT_UNKNOWN_AD\x10\x04\x12\x12\n\x0eVERDICT_PAUSED\x10\x05\x12\x1b\n\x17VERDICT_OUT_OF_SCHEDULE\x10\x06\x12\x19\n\x15VERDICT_OUT_OF_BUDGET\x10\x07\x12\x1a\n\x16VERDICT_NEGATIVE_CROWD\x10\x08\x12\x13\n\x0fVERDICT_BLOCKED\x10\t\x12\x19\n\x15VERDICT_FREQUENCY_CAP\x10\n\x12\x1b\n\x17VERDICT_OTHER_PLACEMENT\x10\x0b\x12\x1a\n\x16VERDICT_ADVERTISER_CAP\x10\x0c\x12\x10\n\x0cVERDICT_OWED\x10\r2\xbe\x02\n\x0fMatchingService\x12j\n\nGetMatches\x12*.vitrine.api.matching.v1.GetMatchesRequest\x1a+.vitrine.api.matching.v1.GetMatchesResponse\"\x03\x90\x02\x01\x12\\\n\x07Rematch\x12\'.vitrine.api.matching.v1.RematchRequest\x1a(.vitrine.api.matching.v1.RematchResponse\x12\x61\n\x07\x45xplain\x12\'.vitrine.api.matching.v1.ExplainRequest\x1a(.vitrine.api.matching.v1.ExplainResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,20 +36,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MATCHINGSERVICE'].methods_by_name['GetMatches']._serialized_options = b'\220\002\001'
   _globals['_MATCHINGSERVICE'].methods_by_name['Explain']._loaded_options = None
   _globals['_MATCHINGSERVICE'].methods_by_name['Explain']._serialized_options = b'\220\002\001'
-  _globals['_SOURCE']._serialized_start=859
-  _globals['_SOURCE']._serialized_end=971
-  _globals['_VERDICT']._serialized_start=974
-  _globals['_VERDICT']._serialized_end=1126
-  _globals['_GETMATCHESREQUEST']._serialized_start=107
-  _globals['_GETMATCHESREQUEST']._serialized_end=154
-  _globals['_GETMATCHESRESPONSE']._serialized_start=157
-  _globals['_GETMATCHESRESPONSE']._serialized_end=429
-  _globals['_EXPLAINREQUEST']._serialized_start=431
-  _globals['_EXPLAINREQUEST']._serialized_end=480
-  _globals['_EXPLANATION']._serialized_start=483
-  _globals['_EXPLANATION']._serialized_end=683
-  _globals['_EXPLAINRESPONSE']._serialized_start=686
-  _globals['_EXPLAINRESPONSE']._serialized_end=857
-  _globals['_MATCHINGSERVICE']._serialized_start=1129
-  _globals['_MATCHINGSERVICE']._serialized_end=1353
+  _globals['_SOURCE']._serialized_start=1171
+  _globals['_SOURCE']._serialized_end=1312
+  _globals['_VERDICT']._serialized_start=1315
+  _globals['_VERDICT']._serialized_end=1674
+  _globals['_GETMATCHESREQUEST']._serialized_start=108
+  _globals['_GETMATCHESREQUEST']._serialized_end=277
+  _globals['_GETMATCHESRESPONSE']._serialized_start=280
+  _globals['_GETMATCHESRESPONSE']._serialized_end=565
+  _globals['_REMATCHREQUEST']._serialized_start=567
+  _globals['_REMATCHREQUEST']._serialized_end=600
+  _globals['_REMATCHRESPONSE']._serialized_start=602
+  _globals['_REMATCHRESPONSE']._serialized_end=674
+  _globals['_EXPLAINREQUEST']._serialized_start=676
+  _globals['_EXPLAINREQUEST']._serialized_end=750
+  _globals['_EXPLANATION']._serialized_start=753
+  _globals['_EXPLANATION']._serialized_end=981
+  _globals['_EXPLAINRESPONSE']._serialized_start=984
+  _globals['_EXPLAINRESPONSE']._serialized_end=1168
+  _globals['_MATCHINGSERVICE']._serialized_start=1677
+  _globals['_MATCHINGSERVICE']._serialized_end=1995
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,8 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     """The most valuable ads over all crowds, for a user who has no list yet."""
     SOURCE_FALLBACK_STORE_LOST: _Source.ValueType  # 3
     """The same, because the store did not answer in time."""
+    SOURCE_FALLBACK_TOO_OLD: _Source.ValueType  # 4
+    """The same, because the user's list is older than the request allows."""
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Source says where a list came from."""
@@ -46,6 +48,8 @@ SOURCE_FALLBACK_NO_LIST: Source.ValueType  # 2
 """The most valuable ads over all crowds, for a user who has no list yet."""
 SOURCE_FALLBACK_STORE_LOST: Source.ValueType  # 3
 """The same, because the store did not answer in time."""
+SOURCE_FALLBACK_TOO_OLD: Source.ValueType  # 4
+"""The same, because the user's list is older than the request allows."""
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 class _Verdict:
@@ -66,6 +70,22 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """The catalog does not hold the ad."""
     VERDICT_PAUSED: _Verdict.ValueType  # 5
     """Listed, and hidden now because the ad is paused."""
+    VERDICT_OUT_OF_SCHEDULE: _Verdict.ValueType  # 6
+    """Out of its schedule."""
+    VERDICT_OUT_OF_BUDGET: _Verdict.ValueType  # 7
+    """Its budget is spent."""
+    VERDICT_NEGATIVE_CROWD: _Verdict.ValueType  # 8
+    """The user is in one of its negative crowds."""
+    VERDICT_BLOCKED: _Verdict.ValueType  # 9
+    """The user blocked it."""
+    VERDICT_FREQUENCY_CAP: _Verdict.ValueType  # 10
+    """The user has seen it as often as it allows."""
+    VERDICT_OTHER_PLACEMENT: _Verdict.ValueType  # 11
+    """Not for this placement group."""
+    VERDICT_ADVERTISER_CAP: _Verdict.ValueType  # 12
+    """Its advertiser has as many better ads in the list as are allowed."""
+    VERDICT_OWED: _Verdict.ValueType  # 13
+    """Eligible and worth more than the floor; the list is owed a rematch."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """Verdict says how an ad stands with a user."""
@@ -82,6 +102,22 @@ VERDICT_UNKNOWN_AD: Verdict.ValueType  # 4
 """The catalog does not hold the ad."""
 VERDICT_PAUSED: Verdict.ValueType  # 5
 """Listed, and hidden now because the ad is paused."""
+VERDICT_OUT_OF_SCHEDULE: Verdict.ValueType  # 6
+"""Out of its schedule."""
+VERDICT_OUT_OF_BUDGET: Verdict.ValueType  # 7
+"""Its budget is spent."""
+VERDICT_NEGATIVE_CROWD: Verdict.ValueType  # 8
+"""The user is in one of its negative crowds."""
+VERDICT_BLOCKED: Verdict.ValueType  # 9
+"""The user blocked it."""
+VERDICT_FREQUENCY_CAP: Verdict.ValueType  # 10
+"""The user has seen it as often as it allows."""
+VERDICT_OTHER_PLACEMENT: Verdict.ValueType  # 11
+"""Not for this placement group."""
+VERDICT_ADVERTISER_CAP: Verdict.ValueType  # 12
+"""Its advertiser has as many better ads in the list as are allowed."""
+VERDICT_OWED: Verdict.ValueType  # 13
+"""Eligible and worth more than the floor; the list is owed a rematch."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
@@ -92,19 +128,45 @@ class GetMatchesRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
+    EXCLUDED_AD_IDS_FIELD_NUMBER: _builtins.int
+    EXCLUDED_ADVERTISER_IDS_FIELD_NUMBER: _builtins.int
+    MAX_AGE_MS_FIELD_NUMBER: _builtins.int
+    PLACEMENT_GROUP_FIELD_NUMBER: _builtins.int
+    CROWD_IDS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """The user."""
     k: _builtins.int
-    """Ads wanted: 1 to the served length of a list (50 by default)."""
+    """Ads wanted: 1 to the served length of a list."""
+    max_age_ms: _builtins.int
+    """A list whose last event is older is not served, milliseconds; 0: any age."""
+    placement_group: _builtins.int
+    """Placement group, 0 the first."""
+    @_builtins.property
+    def excluded_ad_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ads that are left out of the answer: at most 1,000."""
+
+    @_builtins.property
+    def excluded_advertiser_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Advertisers whose ads are left out: at most 100."""
+
+    @_builtins.property
+    def crowd_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Crowds of the user that the caller knows: the fallback's ads come from their lists first; at most 64."""
+
     def __init__(
         self,
         *,
         user_id: _builtins.int = ...,
         k: _builtins.int = ...,
+        excluded_ad_ids: _abc.Iterable[_builtins.int] | None = ...,
+        excluded_advertiser_ids: _abc.Iterable[_builtins.int] | None = ...,
+        max_age_ms: _builtins.int = ...,
+        placement_group: _builtins.int = ...,
+        crowd_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["k", b"k", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crowd_ids", b"crowd_ids", "excluded_ad_ids", b"excluded_ad_ids", "excluded_advertiser_ids", b"excluded_advertiser_ids", "k", b"k", "max_age_ms", b"max_age_ms", "placement_group", b"placement_group", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -126,6 +188,7 @@ class GetMatchesResponse(_message.Message):
     AGE_MS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
     catalog_version: _builtins.str
     """Version of the `catalog` artifact that the list was made from."""
     towers_version: _builtins.str
@@ -136,6 +199,8 @@ class GetMatchesResponse(_message.Message):
     """Milliseconds since the broker appended the last event that the list reflects; 0 for a fallback."""
     revision: _builtins.int
     """Events that the list reflects: number of the user's events applied so far; 0 for a fallback."""
+    arm: _builtins.str
+    """Model arm of the user: "a" or "b"."""
     @_builtins.property
     def ad_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ads, by expected revenue."""
@@ -169,14 +234,67 @@ class GetMatchesResponse(_message.Message):
         age_ms: _builtins.int = ...,
         revision: _builtins.int = ...,
         context: _features_pb2.UserContext | None = ...,
+        arm: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_ids", b"ad_ids", "age_ms", b"age_ms", "bids", b"bids", "catalog_version", b"catalog_version", "context", b"context", "crowd_ids", b"crowd_ids", "revision", b"revision", "source", b"source", "towers_version", b"towers_version", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_ids", b"ad_ids", "age_ms", b"age_ms", "arm", b"arm", "bids", b"bids", "catalog_version", b"catalog_version", "context", b"context", "crowd_ids", b"crowd_ids", "revision", b"revision", "source", b"source", "towers_version", b"towers_version", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMatchesResponse: _TypeAlias = GetMatchesResponse  # noqa: Y015
+
+@_typing.final
+class RematchRequest(_message.Message):
+    """RematchRequest names the user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.int
+    """The user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RematchRequest: _TypeAlias = RematchRequest  # noqa: Y015
+
+@_typing.final
+class RematchResponse(_message.Message):
+    """RematchResponse says where the request stands in the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Names the request in the log."""
+    partition: _builtins.int
+    """Partition of `user-events`."""
+    offset: _builtins.int
+    """Offset in it."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "partition", b"partition", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RematchResponse: _TypeAlias = RematchResponse  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):
@@ -186,8 +304,11 @@ class ExplainRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     AD_IDS_FIELD_NUMBER: _builtins.int
+    PLACEMENT_GROUP_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
     """The user."""
+    placement_group: _builtins.int
+    """Placement group, 0 the first."""
     @_builtins.property
     def ad_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ads: 1 to 1,000."""
@@ -197,10 +318,11 @@ class ExplainRequest(_message.Message):
         *,
         user_id: _builtins.int = ...,
         ad_ids: _abc.Iterable[_builtins.int] | None = ...,
+        placement_group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_ids", b"ad_ids", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_ids", b"ad_ids", "placement_group", b"placement_group", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,6 +343,7 @@ class Explanation(_message.Message):
     BID_FIELD_NUMBER: _builtins.int
     PCTR_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    NEGATIVE_CROWD_IDS_FIELD_NUMBER: _builtins.int
     ad_id: _builtins.int
     """The ad."""
     verdict: Global___Verdict.ValueType
@@ -243,6 +366,10 @@ class Explanation(_message.Message):
     def shared_bids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The ad's bids on shared_crowd_ids, parallel, currency units a click."""
 
+    @_builtins.property
+    def negative_crowd_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The user's crowds that exclude the ad, ascending."""
+
     def __init__(
         self,
         *,
@@ -255,10 +382,11 @@ class Explanation(_message.Message):
         bid: _builtins.float = ...,
         pctr: _builtins.float = ...,
         value: _builtins.float = ...,
+        negative_crowd_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_id", b"ad_id", "bid", b"bid", "crowd_id", b"crowd_id", "pctr", b"pctr", "rank", b"rank", "shared_bids", b"shared_bids", "shared_crowd_ids", b"shared_crowd_ids", "value", b"value", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad_id", b"ad_id", "bid", b"bid", "crowd_id", b"crowd_id", "negative_crowd_ids", b"negative_crowd_ids", "pctr", b"pctr", "rank", b"rank", "shared_bids", b"shared_bids", "shared_crowd_ids", b"shared_crowd_ids", "value", b"value", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,12 +403,15 @@ class ExplainResponse(_message.Message):
     EXPLANATIONS_FIELD_NUMBER: _builtins.int
     FLOOR_VALUE_FIELD_NUMBER: _builtins.int
     USER_CROWD_IDS_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
     catalog_version: _builtins.str
     """Version of the `catalog` artifact."""
     towers_version: _builtins.str
     """Version of the `towers` artifact."""
     floor_value: _builtins.float
     """Value of the stored list's last entry: the floor that an ad must beat; 0 where everything eligible is listed."""
+    arm: _builtins.str
+    """Model arm of the user: "a" or "b"."""
     @_builtins.property
     def explanations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Explanation]:
         """One an ad of the request."""
@@ -297,10 +428,11 @@ class ExplainResponse(_message.Message):
         explanations: _abc.Iterable[Global___Explanation] | None = ...,
         floor_value: _builtins.float = ...,
         user_crowd_ids: _abc.Iterable[_builtins.int] | None = ...,
+        arm: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_version", b"catalog_version", "explanations", b"explanations", "floor_value", b"floor_value", "towers_version", b"towers_version", "user_crowd_ids", b"user_crowd_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "catalog_version", b"catalog_version", "explanations", b"explanations", "floor_value", b"floor_value", "towers_version", b"towers_version", "user_crowd_ids", b"user_crowd_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,11 @@ class MatchingServiceStub:
                 request_serializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.GetMatchesRequest.SerializeToString,
                 response_deserializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.GetMatchesResponse.FromString,
                 _registered_method=True)
+        self.Rematch = channel.unary_unary(
+                '/vitrine.api.matching.v1.MatchingService/Rematch',
+                request_serializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.RematchRequest.SerializeToString,
+                response_deserializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.RematchResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/vitrine.api.matching.v1.MatchingService/Explain',
                 request_serializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.ExplainRequest.SerializeToString,
@@ -55,6 +60,15 @@ class MatchingServiceServicer:
         """GetMatches returns a user's most valuable ads, best first, from one store read.
 
         A user without a list, or a store that does not answer, gets the fallback, marked by `source`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rematch(self, request, context):
+        """Rematch has the user's list made anew by its owner, off the request path.
+
+        Answers once the request is in the log; the list follows within the worker's backlog.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,6 +90,11 @@ def add_MatchingServiceServicer_to_server(servicer, server):
                     servicer.GetMatches,
                     request_deserializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.GetMatchesRequest.FromString,
                     response_serializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.GetMatchesResponse.SerializeToString,
+            ),
+            'Rematch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rematch,
+                    request_deserializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.RematchRequest.FromString,
+                    response_serializer=vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.RematchResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -111,6 +130,33 @@ class MatchingService:
             '/vitrine.api.matching.v1.MatchingService/GetMatches',
             vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.GetMatchesRequest.SerializeToString,
             vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.GetMatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rematch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitrine.api.matching.v1.MatchingService/Rematch',
+            vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.RematchRequest.SerializeToString,
+            vitrine_dot_api_dot_matching_dot_v1_dot_matching__pb2.RematchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,11 @@ class MatchingServiceStub:
 
     A user without a list, or a store that does not answer, gets the fallback, marked by `source`.
     """
+    Rematch: _grpc.UnaryUnaryMultiCallable[_matching_pb2.RematchRequest, _matching_pb2.RematchResponse]
+    """Rematch has the user's list made anew by its owner, off the request path.
+
+    Answers once the request is in the log; the list follows within the worker's backlog.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_matching_pb2.ExplainRequest, _matching_pb2.ExplainResponse]
     """Explain says of each ad asked about why it is, or is not, in the user's list.
 
@@ -53,6 +58,11 @@ class MatchingServiceAsyncStub(MatchingServiceStub):
     """GetMatches returns a user's most valuable ads, best first, from one store read.
 
     A user without a list, or a store that does not answer, gets the fallback, marked by `source`.
+    """
+    Rematch: _aio.UnaryUnaryMultiCallable[_matching_pb2.RematchRequest, _matching_pb2.RematchResponse]  # type: ignore[assignment]
+    """Rematch has the user's list made anew by its owner, off the request path.
+
+    Answers once the request is in the log; the list follows within the worker's backlog.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_matching_pb2.ExplainRequest, _matching_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explain says of each ad asked about why it is, or is not, in the user's list.
@@ -72,6 +82,17 @@ class MatchingServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetMatches returns a user's most valuable ads, best first, from one store read.
 
         A user without a list, or a store that does not answer, gets the fallback, marked by `source`.
+        """
+
+    @_abc_1.abstractmethod
+    def Rematch(
+        self,
+        request: _matching_pb2.RematchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_matching_pb2.RematchResponse, _abc.Awaitable[_matching_pb2.RematchResponse]]:
+        """Rematch has the user's list made anew by its owner, off the request path.
+
+        Answers once the request is in the log; the list follows within the worker's backlog.
         """
 
     @_abc_1.abstractmethod
