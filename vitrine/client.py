@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -53,6 +53,7 @@ __all__ = [
     "MatchingClient",
     "NotFoundError",
     "PermissionDeniedError",
+    "Rematch",
     "ResourceExhaustedError",
     "Scores",
     "SearchResult",
@@ -87,6 +88,7 @@ class Source(enum.StrEnum):
     STORED = "stored"
     NO_LIST = "fallback: no list yet"
     STORE_LOST = "fallback: store lost"
+    TOO_OLD = "fallback: list too old"
 
 
 class Verdict(enum.StrEnum):
@@ -99,6 +101,14 @@ class Verdict(enum.StrEnum):
     NO_SHARED_CROWD = "no shared crowd"
     UNKNOWN_AD = "unknown ad"
     PAUSED = "paused"
+    OUT_OF_SCHEDULE = "out of schedule"
+    OUT_OF_BUDGET = "out of budget"
+    NEGATIVE_CROWD = "negative crowd"
+    BLOCKED = "blocked by the user"
+    FREQUENCY_CAP = "frequency cap"
+    OTHER_PLACEMENT = "other placement"
+    ADVERTISER_CAP = "advertiser cap"
+    OWED = "owed a rematch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,7 @@ class Matches:
     age_ms:   since the broker appended the last event that the list reflects; 0 for a fallback
     revision: the user's events that the list reflects; 0 for a fallback
     context:  the user's features as of the list, for `CtrClient.score`
+    arm:      model arm of the user, "a" or "b"
     """
 
     ads: NDArray[np.uint64]
@@ -124,6 +135,7 @@ class Matches:
     catalog_version: str
     towers_version: str
     context: UserContext
+    arm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +147,7 @@ class Explanation:
     shared_bids:   float32 (n,), those bids, currency units a click
     crowd, bid:    the bid that wins; 0 where no crowd is shared
     pctr, value:   click probability, and bid x pCTR
+    negative_crowds: uint64 (n,), crowds of the user that exclude the ad, ascending
     """
 
     ad: int
@@ -146,6 +159,7 @@ class Explanation:
     bid: float
     pctr: float
     value: float
+    negative_crowds: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +171,16 @@ class Explanations:
     floor_value: float
     catalog_version: str
     towers_version: str
+    arm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rematch:
+    """A request for a list made anew: its name, and its partition of `user-events` and offset there."""
+
+    request_id: str
+    partition: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +203,7 @@ class MatchingClient(Client):
         matching_pb2.SOURCE_STORED: Source.STORED,
         matching_pb2.SOURCE_FALLBACK_NO_LIST: Source.NO_LIST,
         matching_pb2.SOURCE_FALLBACK_STORE_LOST: Source.STORE_LOST,
+        matching_pb2.SOURCE_FALLBACK_TOO_OLD: Source.TOO_OLD,
     }
     _verdicts: ClassVar[dict[int, Verdict]] = {
         matching_pb2.VERDICT_LISTED: Verdict.LISTED,
@@ -186,14 +211,47 @@ class MatchingClient(Client):
         matching_pb2.VERDICT_NO_SHARED_CROWD: Verdict.NO_SHARED_CROWD,
         matching_pb2.VERDICT_UNKNOWN_AD: Verdict.UNKNOWN_AD,
         matching_pb2.VERDICT_PAUSED: Verdict.PAUSED,
+        matching_pb2.VERDICT_OUT_OF_SCHEDULE: Verdict.OUT_OF_SCHEDULE,
+        matching_pb2.VERDICT_OUT_OF_BUDGET: Verdict.OUT_OF_BUDGET,
+        matching_pb2.VERDICT_NEGATIVE_CROWD: Verdict.NEGATIVE_CROWD,
+        matching_pb2.VERDICT_BLOCKED: Verdict.BLOCKED,
+        matching_pb2.VERDICT_FREQUENCY_CAP: Verdict.FREQUENCY_CAP,
+        matching_pb2.VERDICT_OTHER_PLACEMENT: Verdict.OTHER_PLACEMENT,
+        matching_pb2.VERDICT_ADVERTISER_CAP: Verdict.ADVERTISER_CAP,
+        matching_pb2.VERDICT_OWED: Verdict.OWED,
     }
 
-    def get_matches(self, user_id: int, k: int = 50, *, timeout_s: float | None = None) -> Matches:
+    def get_matches(
+        self,
+        user_id: int,
+        k: int = 50,
+        *,
+        placement_group: int = 0,
+        excluded_ads: Iterable[int] | NDArray[np.uint64] = (),
+        excluded_advertisers: Iterable[int] | NDArray[np.uint64] = (),
+        max_age_ms: int = 0,
+        crowds: Iterable[int] | NDArray[np.uint64] = (),
+        timeout_s: float | None = None,
+    ) -> Matches:
         """The user's k most valuable ads; a user without a list, or a store that is lost, gets the fallback.
 
-        k is 1 to the served length of a list, 50 by default. Raises InvalidArgumentError naming the field.
+        k:                    1 to the served length of a list, 100 by default
+        placement_group:      0 to 3: which of the user's rankings
+        excluded_ads, excluded_advertisers: left out of the answer; at most 1,000 ads and 100 advertisers
+        max_age_ms:           a list whose last event is older is not served, the fallback is; 0: any age
+        crowds:               what the caller knows of the user: the fallback takes ads of these first; at most 64
+
+        Raises InvalidArgumentError naming the field.
         """
-        request = matching_pb2.GetMatchesRequest(user_id=one_id("user_id", user_id), k=count("k", k))
+        request = matching_pb2.GetMatchesRequest(
+            user_id=one_id("user_id", user_id),
+            k=count("k", k),
+            excluded_ad_ids=ids("excluded_ad_ids", excluded_ads),
+            excluded_advertiser_ids=ids("excluded_advertiser_ids", excluded_advertisers),
+            max_age_ms=one_id("max_age_ms", max_age_ms),
+            placement_group=count("placement_group", placement_group),
+            crowd_ids=ids("crowd_ids", crowds),
+        )
         r = self._call(self._stub.GetMatches, request, timeout_s)
         return Matches(
             ads=np.array(r.ad_ids, np.uint64),
@@ -206,16 +264,32 @@ class MatchingClient(Client):
             catalog_version=r.catalog_version,
             towers_version=r.towers_version,
             context=UserContext(np.array(r.context.keys, np.uint64), np.array(r.context.weights, np.float32)),
+            arm=r.arm,
         )
 
+    def rematch(self, user_id: int, *, timeout_s: float | None = None) -> Rematch:
+        """Has the user's list made anew from all eligible pairs; returns once the request is in the log."""
+        request = matching_pb2.RematchRequest(user_id=one_id("user_id", user_id))
+        r = self._call(self._stub.Rematch, request, timeout_s)
+        return Rematch(r.request_id, r.partition, r.offset)
+
     def explain(
-        self, user_id: int, ad_ids: Iterable[int] | NDArray[np.uint64], *, timeout_s: float | None = None
+        self,
+        user_id: int,
+        ad_ids: Iterable[int] | NDArray[np.uint64],
+        *,
+        placement_group: int = 0,
+        timeout_s: float | None = None,
     ) -> Explanations:
-        """Why each of 1 to 1,000 ads is, or is not, in the user's list.
+        """Why each of 1 to 1,000 ads is, or is not, in the user's list of a placement group.
 
         Raises NotFoundError where the user has no state, InvalidArgumentError naming the field.
         """
-        request = matching_pb2.ExplainRequest(user_id=one_id("user_id", user_id), ad_ids=ids("ad_ids", ad_ids))
+        request = matching_pb2.ExplainRequest(
+            user_id=one_id("user_id", user_id),
+            ad_ids=ids("ad_ids", ad_ids),
+            placement_group=count("placement_group", placement_group),
+        )
         r = self._call(self._stub.Explain, request, timeout_s)
         ads = [
             Explanation(
@@ -228,11 +302,12 @@ class MatchingClient(Client):
                 bid=e.bid,
                 pctr=e.pctr,
                 value=e.value,
+                negative_crowds=np.array(e.negative_crowd_ids, np.uint64),
             )
             for e in r.explanations
         ]
         crowds = np.array(r.user_crowd_ids, np.uint64)
-        return Explanations(ads, crowds, r.floor_value, r.catalog_version, r.towers_version)
+        return Explanations(ads, crowds, r.floor_value, r.catalog_version, r.towers_version, r.arm)
 
 
 class CtrClient(Client):

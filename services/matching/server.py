@@ -2,6 +2,7 @@
 
 import sys
 
+from services.matching.rematch import RematchLog
 from services.matching.servicer import MatchingServicer, PausedAds, StoreWatch
 from services.matching.settings import ServerSettings, load_matcher
 from vitrine.api.matching.v1 import matching_pb2_grpc
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> int:
     tail = Tail(config.kafka_url, ad_updates, one_by_one(ad_updates, paused.apply))
     watch = StoreWatch(store.ping)
     redis_contact.add(lambda: {"": watch.seconds_since_contact})
-    servicer = MatchingServicer(matcher, store, paused, watch)
+    rematches = RematchLog(config.kafka_url, config.namespace)
+    servicer = MatchingServicer(matcher, store, paused, watch, rematches)
 
     def kafka_silent() -> str | None:
         """Ad updates may have been missed for longer than the bound, so paused ads may be shown: stop serving."""
@@ -49,5 +51,5 @@ def main(argv: list[str]) -> int:
         lambda server: matching_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server),
         ready={"kafka": kafka_silent},
         degraded={"redis": lambda: watch.lost},
-        on_drain=[tail.close, watch.close],
+        on_drain=[tail.close, watch.close, rematches.close],
     )

@@ -9,18 +9,20 @@ from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Histogram
 from redis.exceptions import ResponseError
 
+from services.matching import requests
+from services.matching.rematch import RematchLog
 from vitrine.api.events.v1 import events_pb2
 from vitrine.api.matching.v1 import matching_pb2, matching_pb2_grpc
-from vitrine.errors import FieldError, NotFoundError, UnavailableError
+from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.matching import answer, record, state
 from vitrine.matching.events import RecordError
 from vitrine.matching.match import Matcher
 from vitrine.matching.store import Store
 from vitrine.runtime import logs, metrics
 
-MAX_EXPLAINED = 1_000
 # Entries of the fallback: enough that hiding paused ads leaves a full answer.
 FALLBACK_ENTRIES = 1_000
+_PATIENCE_S = 5.0  # of a Rematch without a deadline
 
 _log = logs.get_logger(__name__)
 
@@ -111,6 +113,7 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
         store: Store,
         paused: PausedAds,
         watch: StoreWatch,
+        rematches: RematchLog,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -118,16 +121,14 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
         self._store = store
         self._paused = paused
         self._watch = watch
+        self._rematches = rematches
         self._clock = clock
         self._fallback = matcher.fallback(FALLBACK_ENTRIES)
 
     def GetMatches(  # noqa: N802 (the proto's name)
         self, request: matching_pb2.GetMatchesRequest, context: grpc.ServicerContext
     ) -> matching_pb2.GetMatchesResponse:
-        if not request.user_id:
-            raise FieldError("user_id", "0 is reserved; name the user")
-        if not 1 <= request.k <= self._matcher.served:
-            raise FieldError("k", f"{request.k} is not in 1..{self._matcher.served}, the served length of a list")
+        requests.check_matches(request, self._matcher.served)
         response, source = self._read(request.user_id, request.k)
         if source != matching_pb2.SOURCE_STORED:
             self._fall_back(response, request.k)
@@ -135,13 +136,17 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
         _answered[source].inc()
         return response
 
+    def Rematch(  # noqa: N802 (the proto's name)
+        self, request: matching_pb2.RematchRequest, context: grpc.ServicerContext
+    ) -> matching_pb2.RematchResponse:
+        requests.check_user(request.user_id)
+        left_s = context.time_remaining()
+        return self._rematches.append(request.user_id, _PATIENCE_S if left_s is None else min(left_s, _PATIENCE_S))
+
     def Explain(  # noqa: N802 (the proto's name)
         self, request: matching_pb2.ExplainRequest, context: grpc.ServicerContext
     ) -> matching_pb2.ExplainResponse:
-        if not request.user_id:
-            raise FieldError("user_id", "0 is reserved; name the user")
-        if not 1 <= len(request.ad_ids) <= MAX_EXPLAINED:
-            raise FieldError("ad_ids", f"{len(request.ad_ids)} ads; 1 to {MAX_EXPLAINED} can be explained at once")
+        requests.check_explain(request)
         held, listed = self._store.read_user(request.user_id)
         if held is None or listed is None:
             raise NotFoundError(f"user {request.user_id} has no state: no event of this user was applied yet")

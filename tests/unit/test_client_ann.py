@@ -196,7 +196,7 @@ def test_every_method_that_a_client_repeats_may_be_repeated():
     called = {
         ann_pb2: ("AnnService", {"Search", "Get", "Upsert", "Delete", "Stats"}),
         ctr_pb2: ("CtrService", {"Score"}),
-        matching_pb2: ("MatchingService", {"GetMatches", "Explain"}),
+        matching_pb2: ("MatchingService", {"GetMatches", "Explain", "Rematch"}),
     }
     for module, (service, names) in called.items():
         methods = module.DESCRIPTOR.services_by_name[service].methods_by_name

@@ -59,11 +59,35 @@ class StillWatch:
     lost: str | None = None
 
 
+class Rematches:
+    """A log that takes what it is given, or does not."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, float]] = []
+        self.away = False
+
+    def append(self, user_id: int, timeout_s: float) -> pb.RematchResponse:
+        if self.away:
+            raise UnavailableError("away")
+        self.asked.append((user_id, timeout_s))
+        return pb.RematchResponse(request_id="r1", partition=3, offset=7)
+
+
+class Context:
+    """A call with so much time."""
+
+    def __init__(self, left_s: float | None) -> None:
+        self._left_s = left_s
+
+    def time_remaining(self) -> float | None:
+        return self._left_s
+
+
 class Served:
     def __init__(self) -> None:
-        self.store, self.paused, self.watch = FakeStore(), PausedAds(), StillWatch()
+        self.store, self.paused, self.watch, self.rematches = FakeStore(), PausedAds(), StillWatch(), Rematches()
         self.servicer = MatchingServicer(
-            MATCHER, self.store, self.paused, self.watch, clock=lambda: START_MS / 1000 + 5
+            MATCHER, self.store, self.paused, self.watch, self.rematches, clock=lambda: START_MS / 1000 + 5
         )
 
     def matches(self, k: int = 10, user_id: int = USER) -> pb.GetMatchesResponse:
@@ -162,11 +186,39 @@ def test_a_record_that_someone_else_wrote_is_no_list():
     assert served.watch.lost is None, "it is one user's list that is spoilt"
 
 
-@pytest.mark.parametrize(("user_id", "k", "field"), [(USER, 0, "k"), (USER, 100_000, "k"), (0, 1, "user_id")])
-def test_a_bad_request_names_its_field(user_id, k, field):
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"k": 0}, "k"),
+        ({"k": 100_000}, "k"),
+        ({"user_id": 0}, "user_id"),
+        ({"placement_group": 4}, "placement_group"),
+        ({"excluded_ad_ids": range(1, 1_002)}, "excluded_ad_ids"),
+        ({"excluded_advertiser_ids": range(1, 102)}, "excluded_advertiser_ids"),
+        ({"crowd_ids": range(1, 66)}, "crowd_ids"),
+    ],
+)
+def test_a_bad_request_names_its_field(wrong, field):
     with pytest.raises(FieldError) as refused:
-        Served().matches(k, user_id)
+        Served().servicer.GetMatches(pb.GetMatchesRequest(**({"user_id": USER, "k": 1} | wrong)), None)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(("left_s", "waits_s"), [(0.5, 0.5), (None, 5.0), (900.0, 5.0)])
+def test_rematch_appends_to_the_log_within_the_calls_time(left_s, waits_s):
+    served = Served()
+    answer = served.servicer.Rematch(pb.RematchRequest(user_id=USER), Context(left_s))
+    assert (answer.request_id, answer.partition, answer.offset) == ("r1", 3, 7)
+    assert served.rematches.asked == [(USER, waits_s)]
+
+
+def test_rematch_refuses_nobody_and_is_unavailable_without_the_log():
+    served = Served()
+    with pytest.raises(FieldError, match="user_id"):
+        served.servicer.Rematch(pb.RematchRequest(), Context(1.0))
+    served.rematches.away = True
+    with pytest.raises(UnavailableError):
+        served.servicer.Rematch(pb.RematchRequest(user_id=USER), Context(1.0))
 
 
 def test_explain_says_how_every_ad_stands():
@@ -204,6 +256,8 @@ def test_explain_refuses_what_it_cannot_answer_truly():
     for ads in ((), range(1, 1_002)):
         with pytest.raises(FieldError, match="ad_ids"):
             served.explain(*ads)
+    with pytest.raises(FieldError, match="placement_group"):
+        served.servicer.Explain(pb.ExplainRequest(user_id=USER, ad_ids=[3], placement_group=4), None)
     served.store.stored = record.encode(replace(stored, catalog_version="c0"))
     with pytest.raises(UnavailableError, match="catalog c0"):
         served.explain(3)

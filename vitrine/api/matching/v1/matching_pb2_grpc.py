@@ -68,7 +68,8 @@ class MatchingServiceServicer:
     def Rematch(self, request, context):
         """Rematch has the user's list made anew by its owner, off the request path.
 
-        Answers once the request is in the log; the list follows within the worker's backlog.
+        Answers once the request is in the log; the list follows within the worker's backlog. UNAVAILABLE where the log
+        does not take it in time: asking again is harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,8 @@ class MatchingServiceStub:
     Rematch: _grpc.UnaryUnaryMultiCallable[_matching_pb2.RematchRequest, _matching_pb2.RematchResponse]
     """Rematch has the user's list made anew by its owner, off the request path.
 
-    Answers once the request is in the log; the list follows within the worker's backlog.
+    Answers once the request is in the log; the list follows within the worker's backlog. UNAVAILABLE where the log
+    does not take it in time: asking again is harmless.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_matching_pb2.ExplainRequest, _matching_pb2.ExplainResponse]
     """Explain says of each ad asked about why it is, or is not, in the user's list.
@@ -62,7 +63,8 @@ class MatchingServiceAsyncStub(MatchingServiceStub):
     Rematch: _aio.UnaryUnaryMultiCallable[_matching_pb2.RematchRequest, _matching_pb2.RematchResponse]  # type: ignore[assignment]
     """Rematch has the user's list made anew by its owner, off the request path.
 
-    Answers once the request is in the log; the list follows within the worker's backlog.
+    Answers once the request is in the log; the list follows within the worker's backlog. UNAVAILABLE where the log
+    does not take it in time: asking again is harmless.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_matching_pb2.ExplainRequest, _matching_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explain says of each ad asked about why it is, or is not, in the user's list.
@@ -92,7 +94,8 @@ class MatchingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_matching_pb2.RematchResponse, _abc.Awaitable[_matching_pb2.RematchResponse]]:
         """Rematch has the user's list made anew by its owner, off the request path.
 
-        Answers once the request is in the log; the list follows within the worker's backlog.
+        Answers once the request is in the log; the list follows within the worker's backlog. UNAVAILABLE where the log
+        does not take it in time: asking again is harmless.
         """
 
     @_abc_1.abstractmethod
