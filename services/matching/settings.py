@@ -6,12 +6,12 @@ from pydantic import Field, model_validator
 
 from vitrine.artifacts import ArtifactStore
 from vitrine.features import UserTowers
+from vitrine.matching.catalog import SCHEMA as CATALOG_SCHEMA
 from vitrine.matching.catalog import Catalog
 from vitrine.matching.match import SERVED, STORED, Matcher
 from vitrine.runtime import metrics
 from vitrine.runtime.settings import Settings
 
-CATALOG_SCHEMA = 1
 TOWERS_SCHEMA = 1
 
 

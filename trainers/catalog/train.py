@@ -28,7 +28,6 @@ from vitrine.matching.catalog import (
     Catalog,
     build_item_crowds,
     build_postings,
-    write_meta,
 )
 
 TABLES = ("crowds", "ads", "bids", "items")
@@ -123,9 +122,15 @@ def write_items(market: Market, out: Path) -> None:
 
 def assemble(postings: Path, items: Path, half_life_ms: int, out: Path) -> None:
     """All files of the artifact in one folder, checked by reading them as the services do."""
-    for part in (postings, items):
-        shutil.copytree(part, out, dirs_exist_ok=True)
-    write_meta(out, half_life_ms)
+    arrays = {
+        name: np.load(path, mmap_mode="r", allow_pickle=False)
+        for name, (file, _) in FILES.items()
+        for path in (postings / file, items / file)
+        if path.exists()
+    }
+    Catalog(**arrays, half_life_ms=half_life_ms).write(out)
+    for names in (TITLES_FILE, CROWD_NAMES_FILE):
+        shutil.copy(postings / names, out / names)
     Catalog.load(out)
 
 

@@ -1,38 +1,77 @@
 """The catalog: which ads bid how much on which crowds, and which crowds an item speaks for (docs/data.md).
 
 Ids are sorted once; everything else refers to them by ordinal, the position in the sorted array, so that the lower
-ordinal is the lower id. Arrays are mapped from the artifact's files, not read.
+ordinal is the lower id. Arrays are mapped from the artifact's files, not read. Numbers are what stored lists hold:
+given once, and never to another ad or crowd in any later catalog (docs/decisions/0021-catalog-position.md).
 """
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from vitrine.matching import catalog_files
+from vitrine.matching.catalog_files import (
+    ALL_GROUPS,
+    CROWD_NAMES_FILE,
+    CROWD_NAMES_SCHEMA,
+    DAY_MS,
+    FILES,
+    MAX_GROUPS,
+    META_FILE,
+    SCHEMA,
+    TITLES_FILE,
+    TITLES_SCHEMA,
+    CatalogError,
+    Meta,
+    read_names,
+    write_meta,
+)
+
+__all__ = [
+    "ALL_GROUPS",
+    "CROWD_NAMES_FILE",
+    "CROWD_NAMES_SCHEMA",
+    "FILES",
+    "KIND",
+    "MAX_GROUPS",
+    "META_FILE",
+    "NO_NUMBER",
+    "OFF",
+    "SCHEMA",
+    "TITLES_FILE",
+    "TITLES_SCHEMA",
+    "Catalog",
+    "CatalogError",
+    "Meta",
+    "build_item_crowds",
+    "build_postings",
+    "ordinals",
+    "read_names",
+    "turned",
+    "write_meta",
+]
+
 KIND = "catalog"
-SCHEMA = 1
 
-META_FILE = "meta.json"
-TITLES_FILE = "titles.parquet"
-CROWD_NAMES_FILE = "crowd_names.parquet"
+NO_NUMBER = 0xFFFFFFFF
+"""In the arrays of numbers: an ad or a crowd that `ad-updates` alone knows. Lists hold its id."""
 
-TITLES_SCHEMA = pa.schema([("ad_id", pa.uint64()), ("title", pa.string())])
-CROWD_NAMES_SCHEMA = pa.schema([("crowd_id", pa.uint64()), ("name", pa.string())])
+OFF = {"paused": 1, "ended": 2, "schedule": 4, "budget": 8}
+"""Why an ad is not live -> its bit in `Catalog.ad_off`."""
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
+U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
-
-class CatalogError(ValueError):
-    """The files are not a catalog; the message names the file and what is wrong with it."""
+_DEFAULT: Any = None  # filled in by __post_init__: arrays cannot be a dataclass's defaults
 
 
 @dataclass(frozen=True)
@@ -49,7 +88,18 @@ class Catalog:
     items:          (I,) uint64, sorted ids
     item_indptr:    (I+1,) int64
     item_crowd_ordinals: (*,) uint32, ordinals into `crowds`, ascending inside an item
-    half_life_ms:   after which the weight of an event halves
+    half_life_ms, cap_window_ms, groups, offset, next_ad_number, next_crowd_number: as `Meta` has them
+
+    Left out, these are those of ads without bounds:
+
+    ad_groups:      (A,) uint8, bit i: placement group i; never 0
+    ad_caps:        (A,) uint32, impressions to one user before the ad rests for the user; 0: no bound
+    ad_off:         (A,) uint8, bits of OFF as of `offset`; 0: live
+    ad_schedule:    (A, 2) int64, [from, until) in ms since 1970; 0: no bound
+    ad_budgets:     (A,) float64, spend a UTC day, currency units; 0: no bound
+    neg_indptr, neg_crowds: (A+1,) int64, (*,) uint32, ad -> ordinals of crowds whose members never see it
+    ad_numbers, crowd_numbers: (A,), (C,) uint32, permanent; NO_NUMBER where there is none
+    ad_indptr, ad_crowds, ad_bids: `ad_postings`, as the artifact brings it
     """
 
     crowds: U64
@@ -63,30 +113,69 @@ class Catalog:
     item_indptr: I64
     item_crowd_ordinals: U32
     half_life_ms: int
+    ad_groups: U8 = _DEFAULT
+    ad_caps: U32 = _DEFAULT
+    ad_off: U8 = _DEFAULT
+    ad_schedule: I64 = _DEFAULT
+    ad_budgets: F64 = _DEFAULT
+    neg_indptr: I64 = _DEFAULT
+    neg_crowds: U32 = _DEFAULT
+    ad_numbers: U32 = _DEFAULT
+    crowd_numbers: U32 = _DEFAULT
+    ad_indptr: I64 | None = None
+    ad_crowds: U32 | None = None
+    ad_bids: F32 | None = None
+    cap_window_ms: int = DAY_MS
+    groups: tuple[str, ...] = ("default",)
+    offset: int = 0
+    next_ad_number: int = 0
+    next_crowd_number: int = 0
 
     def __post_init__(self) -> None:
-        """Raises CatalogError where the arrays do not describe a catalog."""
+        """Fills in what was left out. Raises CatalogError where the arrays do not describe a catalog."""
+        ads = len(self.ads)
+        defaults: dict[str, Callable[[], NDArray[Any]]] = {
+            "ad_groups": lambda: np.full(ads, ALL_GROUPS, np.uint8),
+            "ad_caps": lambda: np.zeros(ads, np.uint32),
+            "ad_off": lambda: np.zeros(ads, np.uint8),
+            "ad_schedule": lambda: np.zeros((ads, 2), np.int64),
+            "ad_budgets": lambda: np.zeros(ads, np.float64),
+            "neg_indptr": lambda: np.zeros(ads + 1, np.int64),
+            "neg_crowds": lambda: np.zeros(0, np.uint32),
+            "ad_numbers": lambda: np.arange(ads, dtype=np.uint32),
+            "crowd_numbers": lambda: np.arange(len(self.crowds), dtype=np.uint32),
+        }
+        for name, default in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default())
+        for name, numbers in (("next_ad_number", self.ad_numbers), ("next_crowd_number", self.crowd_numbers)):
+            if not getattr(self, name):
+                given = numbers[numbers != NO_NUMBER]
+                object.__setattr__(self, name, int(given.max()) + 1 if len(given) else 0)
         _check(self)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Map the catalog in a folder, checking it; raises CatalogError naming the file that is wrong."""
-        folder = Path(path)
-        arrays = {name: _map(folder / file, dtype) for name, (file, dtype) in FILES.items()}
-        try:
-            meta = json.loads((folder / META_FILE).read_text("utf-8"))
-            half_life_ms = int(meta["half_life_ms"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CatalogError(f'{META_FILE}: wanted is {{"half_life_ms": milliseconds}} ({error})') from error
-        return cls(**arrays, half_life_ms=half_life_ms)
+        arrays, meta = catalog_files.read(Path(path))
+        fields: dict[str, Any] = {**arrays, **asdict(meta)}
+        return cls(**fields)
 
     def write(self, path: Path | str) -> None:
         """Write the arrays and meta.json into a folder, which is made where missing."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, (file, dtype) in FILES.items():
-            np.save(folder / file, np.ascontiguousarray(getattr(self, name), dtype), allow_pickle=False)
-        write_meta(folder, self.half_life_ms)
+        by_ad: dict[str, NDArray[Any]] = dict(
+            zip(("ad_indptr", "ad_crowds", "ad_bids"), self.ad_postings, strict=True)
+        )
+        for name in FILES:
+            catalog_files.save(folder, name, by_ad[name] if name in by_ad else getattr(self, name))
+        write_meta(folder, self.meta)
+
+    @property
+    def meta(self) -> Meta:
+        """The scalars."""
+        return Meta(**{name: getattr(self, name) for name in Meta.__slots__})
 
     def crowd_ordinals(self, ids: ArrayLike) -> tuple[U32, NDArray[np.bool_]]:
         """(ordinals of the known ids in the order given, mask (n,) of which ids are known)."""
@@ -95,6 +184,14 @@ class Catalog:
     def ad_ordinals(self, ids: ArrayLike) -> tuple[U32, NDArray[np.bool_]]:
         """(ordinals of the known ids in the order given, mask (n,) of which ids are known)."""
         return ordinals(self.ads, ids)
+
+    def ads_of_numbers(self, numbers: ArrayLike) -> tuple[U64, NDArray[np.bool_]]:
+        """(ids of the ads with the known numbers, in the order given; mask (n,) of which numbers are known)."""
+        return _ids_of(self._ad_of_number, self.ads, numbers)
+
+    def crowds_of_numbers(self, numbers: ArrayLike) -> tuple[U64, NDArray[np.bool_]]:
+        """(ids of the crowds with the known numbers, in the order given; mask (n,) of which are known)."""
+        return _ids_of(self._crowd_of_number, self.crowds, numbers)
 
     def item_crowds(self, item_id: int) -> U64:
         """Ids of an item's crowds, ascending; empty for an unknown item."""
@@ -126,32 +223,52 @@ class Catalog:
         start, stop = indptr[found[0]], indptr[found[0] + 1]
         return self.crowds[crowds[start:stop]], bids[start:stop]
 
+    def negatives_of(self, ordinal: int) -> U64:
+        """Ids of the crowds whose members never see the ad, ascending."""
+        return self.crowds[self.neg_crowds[self.neg_indptr[ordinal] : self.neg_indptr[ordinal + 1]]]
+
+    def pair_bids(self, ads: ArrayLike, crowds: ArrayLike) -> F32:
+        """(n,) bids of the pairs (ad id, crowd id); nan where there is no such bid."""
+        bids = np.full(len(np.asarray(ads)), np.nan, np.float32)
+        ad, ad_known = self.ad_ordinals(ads)
+        crowd, crowd_known = self.crowd_ordinals(crowds)
+        both = ad_known & crowd_known
+        ad, crowd = ad[crowd_known[ad_known]], crowd[ad_known[crowd_known]]
+        low, high = self.crowd_indptr[crowd], self.crowd_indptr[crowd + 1]
+        end = high.copy()
+        while np.any(low < high):  # all pairs' binary searches at once
+            middle = (low + high) >> 1
+            open_ = low < high
+            below = np.zeros(len(ad), bool)
+            below[open_] = self.posting_ads[middle[open_]] < ad[open_]
+            low = np.where(open_ & below, middle + 1, low)
+            high = np.where(open_ & ~below, middle, high)
+        hit = low < end
+        hit[hit] = self.posting_ads[low[hit]] == ad[hit]
+        found = np.full(len(ad), np.nan, np.float32)
+        found[hit] = self.posting_bids[low[hit]]
+        bids[both] = found
+        return bids
+
     @cached_property
     def ad_postings(self) -> tuple[I64, U32, F32]:
-        """Postings turned round, made on first use: (indptr (A+1,), crowd ordinals (P,), bids (P,)) by ad."""
-        crowd_of = np.repeat(np.arange(len(self.crowds), dtype=np.uint32), np.diff(self.crowd_indptr))
-        order = np.argsort(self.posting_ads, kind="stable")  # stable keeps crowds ascending inside an ad
-        return _indptr(self.posting_ads, len(self.ads)), crowd_of[order], self.posting_bids[order]
+        """Postings turned round: (indptr (A+1,), crowd ordinals (P,), bids (P,)) by ad, crowds ascending."""
+        if self.ad_indptr is not None and self.ad_crowds is not None and self.ad_bids is not None:
+            return self.ad_indptr, self.ad_crowds, self.ad_bids
+        return turned(self.crowd_indptr, self.posting_ads, self.posting_bids, len(self.ads))
 
     @cached_property
     def crowd_sizes(self) -> I64:
         """(C,) number of ads that bid on each crowd."""
         return np.diff(self.crowd_indptr)
 
+    @cached_property
+    def _ad_of_number(self) -> U32:
+        return _inverse(self.ad_numbers, self.next_ad_number)
 
-FILES: dict[str, tuple[str, type[np.generic]]] = {
-    "crowds": ("crowds.npy", np.uint64),
-    "crowd_indptr": ("crowd_indptr.npy", np.int64),
-    "posting_ads": ("posting_ads.npy", np.uint32),
-    "posting_bids": ("posting_bids.npy", np.float32),
-    "ads": ("ads.npy", np.uint64),
-    "ad_advertisers": ("ad_advertisers.npy", np.uint64),
-    "ad_items": ("ad_items.npy", np.uint64),
-    "items": ("items.npy", np.uint64),
-    "item_indptr": ("item_indptr.npy", np.int64),
-    "item_crowd_ordinals": ("item_crowds.npy", np.uint32),
-}
-"""Field of `Catalog` -> its file and dtype."""
+    @cached_property
+    def _crowd_of_number(self) -> U32:
+        return _inverse(self.crowd_numbers, self.next_crowd_number)
 
 
 def ordinals(sorted_ids: U64, ids: ArrayLike) -> tuple[U32, NDArray[np.bool_]]:
@@ -177,66 +294,59 @@ def build_item_crowds(crowds: U64, lengths: I64, crowd_ids: U64) -> tuple[I64, U
     return _indptr(item, len(lengths)), crowd[np.lexsort((crowd, item))].astype(np.uint32)
 
 
-def write_meta(folder: Path, half_life_ms: int) -> None:
-    """The catalog's scalars, meta.json."""
-    (folder / META_FILE).write_text(json.dumps({"half_life_ms": half_life_ms}) + "\n", "utf-8")
-
-
-def read_names(path: Path, schema: pa.Schema) -> dict[int, str]:
-    """A display table of a catalog (TITLES_SCHEMA or CROWD_NAMES_SCHEMA) as id -> name."""
-    table = pq.read_table(path, schema=schema)
-    return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
+def turned(indptr: I64, columns: U32, values: F32, n: int) -> tuple[I64, U32, F32]:
+    """A sparse table by row, turned into one by column, of which there are n; rows ascending inside a column."""
+    row_of = np.repeat(np.arange(len(indptr) - 1, dtype=np.uint32), np.diff(indptr))
+    order = np.argsort(columns, kind="stable")
+    return _indptr(columns, n), row_of[order], values[order]
 
 
 def _indptr(rows: NDArray[Any], n: int) -> I64:
     return np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=n)))).astype(np.int64)
 
 
-def _map(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise CatalogError(f"{path.name}: missing from the catalog; fetch or publish it again") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise CatalogError(f"{path.name}: not a readable npy file ({error}); fetch or publish it again") from error
-    if array.dtype != dtype or array.ndim != 1:
-        found = f"{array.dtype} of {array.ndim} dimensions"
-        raise CatalogError(f"{path.name}: holds {found}; wanted is one dimension of {np.dtype(dtype)}")
-    return np.asarray(array)
+def _inverse(numbers: U32, size: int) -> U32:
+    """(size,) ordinal of each number, NO_NUMBER where none has it."""
+    inverse = np.full(size, NO_NUMBER, np.uint32)
+    given = numbers != NO_NUMBER
+    inverse[numbers[given]] = np.flatnonzero(given)
+    return inverse
+
+
+def _ids_of(inverse: U32, ids: U64, numbers: ArrayLike) -> tuple[U64, NDArray[np.bool_]]:
+    wanted = np.asarray(numbers, np.uint32)
+    ordinal = np.full(len(wanted), NO_NUMBER, np.uint32)
+    inside = wanted < len(inverse)
+    ordinal[inside] = inverse[wanted[inside]]
+    known = ordinal != NO_NUMBER
+    return ids[ordinal[known]], known
 
 
 def _check(c: Catalog) -> None:
     for name in ("crowds", "ads", "items"):
-        ids = getattr(c, name)
-        if len(ids) and (ids[0] == 0 or np.any(ids[1:] <= ids[:-1])):
-            _refuse(name, "ids must be above 0 and strictly ascending")
-    for name in ("ad_advertisers", "ad_items"):
-        if len(getattr(c, name)) != len(c.ads):
-            _refuse(name, f"{len(getattr(c, name))} entries for {len(c.ads)} ads")
+        catalog_files.check_ids(name, getattr(c, name))
+    ads, crowds = len(c.ads), len(c.crowds)
+    for name in (
+        "ad_advertisers", "ad_items", "ad_groups", "ad_caps", "ad_off", "ad_schedule", "ad_budgets", "ad_numbers",
+    ):  # fmt: skip
+        catalog_files.check_length(name, len(getattr(c, name)), ads, "ads")
+    catalog_files.check_length("crowd_numbers", len(c.crowd_numbers), crowds, "crowds")
     if len(c.posting_bids) != len(c.posting_ads):
-        _refuse("posting_bids", f"{len(c.posting_bids)} bids for {len(c.posting_ads)} posting ads")
-    _check_rows("crowd_indptr", c.crowd_indptr, len(c.crowds), "posting_ads", c.posting_ads, len(c.ads))
-    _check_rows(
-        "item_indptr", c.item_indptr, len(c.items), "item_crowd_ordinals", c.item_crowd_ordinals, len(c.crowds)
+        catalog_files.refuse("posting_bids", f"{len(c.posting_bids)} bids for {len(c.posting_ads)} posting ads")
+    catalog_files.check_rows("crowd_indptr", c.crowd_indptr, crowds, "posting_ads", c.posting_ads, ads)
+    catalog_files.check_rows(
+        "item_indptr", c.item_indptr, len(c.items), "item_crowd_ordinals", c.item_crowd_ordinals, crowds
     )
-    if not bool(np.all(np.isfinite(c.posting_bids) & (c.posting_bids > 0))):
-        _refuse("posting_bids", "bids must be finite and above 0")
-    if c.half_life_ms <= 0:
-        raise CatalogError(f"{META_FILE}: half_life_ms is {c.half_life_ms}; it must be above 0")
-
-
-def _check_rows(indptr_name: str, indptr: I64, rows: int, name: str, values: U32, bound: int) -> None:
-    """A CSR table: row pointers from 0 to the end without a step back, values in range and ascending in a row."""
-    if len(indptr) != rows + 1 or indptr[0] != 0 or indptr[-1] != len(values) or np.any(np.diff(indptr) < 0):
-        _refuse(indptr_name, f"must have {rows + 1} entries that rise from 0 to {len(values)}")
-    if len(values) and int(values.max()) >= bound:
-        _refuse(name, f"ordinal {int(values.max())} is out of range; there are {bound}")
-    rises = np.diff(values.astype(np.int64)) > 0
-    starts = indptr[1:-1]
-    rises[starts[(starts > 0) & (starts < len(values))] - 1] = True  # between two rows anything may follow
-    if not bool(rises.all()):
-        _refuse(name, "ordinals must be ascending inside a row, each once")
-
-
-def _refuse(name: str, what: str) -> None:
-    raise CatalogError(f"{FILES[name][0]}: {what}; publish the catalog again")
+    catalog_files.check_rows("neg_indptr", c.neg_indptr, ads, "neg_crowds", c.neg_crowds, crowds)
+    catalog_files.check_bids("posting_bids", c.posting_bids)
+    if c.ad_indptr is not None and c.ad_crowds is not None and c.ad_bids is not None:
+        catalog_files.check_rows("ad_indptr", c.ad_indptr, ads, "ad_crowds", c.ad_crowds, crowds)
+        for name in ("ad_crowds", "ad_bids"):
+            catalog_files.check_length(name, len(getattr(c, name)), len(c.posting_ads), "postings")
+    if ads and (int(c.ad_groups.min()) == 0 or int(c.ad_groups.max()) > ALL_GROUPS):
+        catalog_files.refuse("ad_groups", f"masks must be 1 to {ALL_GROUPS}")
+    if not bool(np.all(np.isfinite(c.ad_budgets) & (c.ad_budgets >= 0))):
+        catalog_files.refuse("ad_budgets", "budgets must be finite, 0 or more")
+    c.meta.check()
+    catalog_files.check_numbers("ad_numbers", c.ad_numbers, c.next_ad_number, NO_NUMBER)
+    catalog_files.check_numbers("crowd_numbers", c.crowd_numbers, c.next_crowd_number, NO_NUMBER)
