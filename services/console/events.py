@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from vitrine import trace_context
-from vitrine.api.events.v1.events_pb2 import AdClick, CrowdChange, ItemAction, UserEvent
+from vitrine.api.events.v1.events_pb2 import AdBlock, AdClick, CrowdChange, ItemAction, UserEvent
 from vitrine.errors import UnavailableError
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, topics
@@ -22,6 +22,7 @@ KINDS = {
     "purchase": ("item", "bought"),
     "view": ("item", "looked at"),
     "click": ("ad", "clicked"),
+    "block": ("ad", "blocked"),
     "join": ("crowd", "joined"),
     "leave": ("crowd", "left"),
 }
@@ -35,6 +36,8 @@ def user_event(kind: str, user_id: int, target: int, time_ms: int) -> UserEvent:
         event.item.CopyFrom(ItemAction(item_id=target, action=action))
     elif kind == "click":
         event.click.CopyFrom(AdClick(ad_id=target, request_id=f"console-{secrets.token_hex(8)}"))
+    elif kind == "block":
+        event.block.CopyFrom(AdBlock(ad_id=target))
     else:
         change = CrowdChange.CHANGE_JOIN if kind == "join" else CrowdChange.CHANGE_LEAVE
         event.crowd.CopyFrom(CrowdChange(crowd_id=target, change=change))

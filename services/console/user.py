@@ -15,7 +15,7 @@ from vitrine.errors import UnavailableError
 from vitrine.runtime import audit, tracing
 
 SHOWN = 20
-_LENGTHS = (50, 20, 10, 5, 1)  # asked for in turn, where the server serves shorter lists
+_LENGTHS = (100, 50, 20, 10, 5, 1)  # asked for in turn, where the server serves shorter lists
 _SOON_S = 0.3  # how long the answer to a fired event waits for its list; later ones are polled for
 _GIVE_UP_S = 30.0
 
@@ -74,6 +74,7 @@ class UserView:
     token: str = ""
     waiting: bool = False
     late: bool = False
+    arm: str = ""
     took_s: float | None = None
 
     @property
@@ -204,6 +205,7 @@ def _seen(
         token if fired else "",
         waiting and not gone,
         waiting and gone,
+        matches.arm,
         took_s if fired and not waiting else None,
     )
 

@@ -129,6 +129,19 @@ def _second_opinion(backend: Backend, matches: Any, ad: int) -> tuple[float | No
     return (None if scores.unknown else float(scores.pctrs[0])), scores.version
 
 
+_RESTING = {
+    Verdict.PAUSED: "the ad is paused",
+    Verdict.OUT_OF_SCHEDULE: "the ad is out of its schedule",
+    Verdict.OUT_OF_BUDGET: "the ad's budget is spent",
+}
+_EXCLUDED = {
+    Verdict.NEGATIVE_CROWD: "one of the user's crowds excludes it",
+    Verdict.BLOCKED: "the user blocked it",
+    Verdict.FREQUENCY_CAP: "the user has seen it as often as it allows",
+    Verdict.OTHER_PLACEMENT: "it is not for this placement",
+}
+
+
 def _told(one: Explanation, floor: float, user_id: int, served: int) -> tuple[str, str]:
     """The verdict in a few words, and in a sentence."""
     worth = f"It is worth {money(one.value)} an impression to this user"
@@ -140,8 +153,20 @@ def _told(one: Explanation, floor: float, user_id: int, served: int) -> tuple[st
             f"Listed at rank {one.rank}",
             f"{worth}, a bid of {money(one.bid)} at a click rate of {percent(one.pctr, 2)}.",
         )
-    if one.verdict is Verdict.PAUSED:
-        return "Hidden: the ad is paused", f"{worth}, and stands at rank {one.rank} of the stored list."
+    if one.verdict in _RESTING:
+        stands = f", and stands at rank {one.rank} of the stored list" if one.rank else ""
+        return f"Hidden: {_RESTING[one.verdict]}", f"{worth}{stands}."
+    if one.verdict in _EXCLUDED:
+        stands = " It leaves the stored list with the next write." if one.rank else ""
+        return f"Not eligible: {_EXCLUDED[one.verdict]}", f"{worth} otherwise.{stands}"
+    if one.verdict is Verdict.ADVERTISER_CAP:
+        return (
+            "Left out: its advertiser has better ads",
+            f"{worth}; the list holds as many of this advertiser as may be.",
+        )
+    if one.verdict is Verdict.OWED:
+        text = f"{worth}, more than the floor of {money(floor)}: the list is owed a rematch."
+        return "Not listed yet", text
     if one.verdict is Verdict.BELOW_FLOOR:
         text = f"{worth}; an ad must beat {money(floor)}."
         if one.pctr > 0 and one.bid > 0:
@@ -156,23 +181,28 @@ def _told(one: Explanation, floor: float, user_id: int, served: int) -> tuple[st
 
 
 def _steps(one: Explanation, floor: float, served: int) -> list[Step]:
+    """In the order that an ad has to pass them; a verdict that came first settles the rest."""
     known = one.verdict is not Verdict.UNKNOWN_AD
     shares = len(one.shared_crowds) > 0
+    excluded = _EXCLUDED.get(one.verdict, "")
+    resting = _RESTING.get(one.verdict, "")
     above = one.rank > 0
     count = len(one.shared_crowds)
     crowds = f"{count} shared crowd{'s' if count != 1 else ''}"
     beaten = (
         "every eligible ad is listed" if floor == 0 else f"{money(one.value)} against the floor of {money(floor)}"
     )
+    passed = above or (one.verdict in _RESTING and one.value > floor > 0)
+    if one.verdict is Verdict.OWED:
+        beaten += "; the list is owed a rematch"
+    if one.verdict is Verdict.ADVERTISER_CAP:
+        beaten = "its advertiser has as many better ads as may be"
     return [
         Step("In the catalog", "its bids are known" if known else "no such ad", known),
         Step("Shares a crowd", crowds if shares else "no bid on a crowd of the user", shares if known else None),
-        Step("Above the floor", beaten, above if shares else None),
-        Step(
-            "Not paused",
-            "hidden now" if one.verdict is Verdict.PAUSED else "active",
-            one.verdict is not Verdict.PAUSED if above else None,
-        ),
+        Step("Not excluded", excluded or "nothing keeps it from this user", not excluded if shares else None),
+        Step("Above the floor", beaten, passed if shares and not excluded else None),
+        Step("Running", resting or "active", not resting if known and (above or resting) else None),
         Step(
             "Served",
             f"rank {one.rank} of the first {served}" if above else "",

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from matching_kit import small_catalog
 from PIL import Image
 
+from services.console import why
 from services.console.app import Console
 from services.console.backend import Backend
 from services.console.events import user_event
@@ -265,7 +266,32 @@ def test_a_crowd_is_joined_by_its_name(client, backend):
     assert b"\x22\x04\x08\x28\x10\x01" in backend.sender.sent[-1], "CrowdChange(crowd_id=40, JOIN)"
 
 
-@pytest.mark.parametrize("kind", ["purchase", "view", "click", "join", "leave"])
+@pytest.mark.parametrize(
+    ("verdict", "rank", "failed"),
+    [
+        (Verdict.LISTED, 1, []),
+        (Verdict.LISTED, 3, ["Served"]),
+        (Verdict.BELOW_FLOOR, 0, ["Above the floor"]),
+        (Verdict.OWED, 0, ["Above the floor"]),
+        (Verdict.ADVERTISER_CAP, 0, ["Above the floor"]),
+        (Verdict.PAUSED, 1, ["Running", "Served"]),
+        (Verdict.OUT_OF_SCHEDULE, 0, ["Above the floor", "Running"]),
+        (Verdict.OUT_OF_BUDGET, 0, ["Above the floor", "Running"]),
+        (Verdict.NEGATIVE_CROWD, 0, ["Not excluded"]),
+        (Verdict.BLOCKED, 0, ["Not excluded"]),
+        (Verdict.FREQUENCY_CAP, 0, ["Not excluded"]),
+        (Verdict.OTHER_PLACEMENT, 0, ["Not excluded"]),
+        (Verdict.UNKNOWN_AD, 0, ["In the catalog"]),
+    ],
+)
+def test_every_verdict_is_told_with_the_step_that_decides(verdict, rank, failed):
+    shared = np.array([] if verdict is Verdict.UNKNOWN_AD else [10], np.uint64)
+    one = Explanation(3, verdict, rank, shared, np.ones(len(shared), np.float32), 10, 1.0, 0.05, 0.05)
+    assert [step.title for step in why._steps(one, 0.1, 2) if step.passed is False] == failed
+    assert "does not know the verdict" not in why._told(one, 0.1, 7, 2)[0]
+
+
+@pytest.mark.parametrize("kind", ["purchase", "view", "click", "block", "join", "leave"])
 def test_every_kind_of_event_is_one_that_the_worker_takes(kind):
     from vitrine.matching.events import parse_event
 
