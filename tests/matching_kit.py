@@ -17,7 +17,7 @@ from vitrine.matching.catalog import Catalog, build_item_crowds, build_postings
 from vitrine.matching.events import RecordError, parse_event
 from vitrine.matching.match import Matcher
 from vitrine.matching.state import UserState
-from vitrine.matching.store import BucketWrite, Mark
+from vitrine.matching.store import DROP, KEEP, RENEW, BucketWrite, Mark
 from vitrine.placement import bucket_of
 
 DAY_MS = 86_400_000
@@ -135,8 +135,12 @@ def replay(partitions: Iterable[Sequence[LogRecord]], matcher: Matcher) -> dict[
             state.fold(user, event, each.timestamp, each.offset, matcher.table)
     pairs = {}
     for user_id, user in states.items():
-        (stored,) = matcher.lists([user])
-        pairs[user_id] = (state.encode(user), record.encode(stored))
+        stored = b""
+        if not user.is_tombstone:
+            (made,) = matcher.lists([user])
+            user.listed = user.revision
+            stored = record.encode(made, matcher.catalog)
+        pairs[user_id] = (state.encode(user), stored)
     return pairs
 
 
@@ -147,6 +151,7 @@ class MemoryStore:
         self.marks: dict[int, Mark] = {}
         self.states: dict[int, bytes] = {}
         self.lists: dict[int, bytes] = {}
+        self.deleted: dict[int, bytes] = {}
         self._fenced = fenced
 
     def read_marks(self, buckets: Sequence[int]) -> list[Mark]:
@@ -179,9 +184,20 @@ class MemoryStore:
         if self._fenced and held.token != write.expected:
             return None
         for user_id, user, stored in write.users:
-            self.states[user_id], self.lists[user_id] = user, stored
+            if user:
+                self.states[user_id] = user
+            if stored == DROP:
+                self.lists.pop(user_id, None)
+                self.deleted[user_id] = user
+            elif stored not in (KEEP, RENEW):
+                self.lists[user_id] = stored
         token = secrets.token_bytes(16)
         self.marks[write.bucket] = replace(
-            held, token=token, log=write.log, events=write.events, applied=held.applied + write.applied
+            held,
+            token=token,
+            log=write.log,
+            events=write.events,
+            ads=write.ads,
+            applied=held.applied + write.applied,
         )
         return token

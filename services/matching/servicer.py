@@ -150,7 +150,8 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
         held, listed = self._store.read_user(request.user_id)
         if held is None or listed is None:
             raise NotFoundError(f"user {request.user_id} has no state: no event of this user was applied yet")
-        user, stored = state.decode(held), record.decode(listed)
+        user, stored = state.decode(held), record.decode(listed, self._matcher.catalog)
+        ranking = stored.rankings[0]
         made_from = (stored.catalog_version, stored.towers_version)
         served = (self._matcher.catalog_version, self._matcher.towers_version)
         if made_from != served:
@@ -159,11 +160,11 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
                 f" {made_from[1]}, and this server holds {served[0]} and {served[1]}; it can explain the list after"
                 " the user's next event, or once server and worker run the same versions"
             )
-        ranks = {ad: rank for rank, ad in enumerate(stored.ads.tolist(), start=1)}
+        ranks = {ad: rank for rank, ad in enumerate(ranking.ads.tolist(), start=1)}
         response = matching_pb2.ExplainResponse(
             catalog_version=stored.catalog_version,
             towers_version=stored.towers_version,
-            floor_value=stored.floor_value,
+            floor_value=ranking.floor_value,
             user_crowd_ids=sorted(user.crowds),
         )
         for reason in self._matcher.explain(user, list(request.ad_ids)):
@@ -198,7 +199,7 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
             held = self._store.read_list(user_id)
             if held is None:
                 return matching_pb2.GetMatchesResponse(), matching_pb2.SOURCE_FALLBACK_NO_LIST
-            response, header = answer.from_record(held, k, self._paused.ids)
+            response, header = answer.from_record(held, k, self._paused.ids, self._matcher.catalog)
         except UnavailableError as error:
             self._watch.lost = str(error)
             return matching_pb2.GetMatchesResponse(), matching_pb2.SOURCE_FALLBACK_STORE_LOST
@@ -214,10 +215,10 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
 
     def _fall_back(self, response: matching_pb2.GetMatchesResponse, k: int) -> None:
         """The first k ads of the fallback that are not paused, beside the user's features."""
-        best = self._fallback
-        rows = [row for row, ad in enumerate(best.ads.tolist()) if ad not in self._paused.ids][:k]
+        best, ranking = self._fallback, self._fallback.rankings[0]
+        rows = [row for row, ad in enumerate(ranking.ads.tolist()) if ad not in self._paused.ids][:k]
         response.catalog_version, response.towers_version = best.catalog_version, best.towers_version
-        response.ad_ids.extend(best.ads[rows].tolist())
-        response.values.extend(best.values[rows].tolist())
-        response.bids.extend(best.bids[rows].tolist())
-        response.crowd_ids.extend(best.crowds[rows].tolist())
+        response.ad_ids.extend(ranking.ads[rows].tolist())
+        response.values.extend(ranking.values[rows].tolist())
+        response.bids.extend(answer.bids(self._matcher.catalog, ranking.ads[rows], ranking.crowds[rows]).tolist())
+        response.crowd_ids.extend(ranking.crowds[rows].tolist())

@@ -6,6 +6,7 @@ from matching_kit import START_MS, random_event, small_catalog, small_matcher, s
 
 from vitrine import native
 from vitrine.data.replay import user_event
+from vitrine.matching import answer, record
 from vitrine.matching.events import RecordError
 from vitrine.matching.match import Matcher
 from vitrine.matching.state import UserState, features, fold
@@ -49,38 +50,35 @@ def test_lists_are_the_top_of_all_eligible_pairs_to_the_bit():
     states = users(matcher)
     for user, stored in zip(states, matcher.lists(states), strict=True):
         expected = slow_list(matcher, towers, user, matcher.stored)
-        got = zip(*(a.tolist() for a in (stored.ads, stored.values, stored.crowds, stored.bids)), strict=True)
+        (ranking,) = stored.rankings
+        bids = answer.bids(matcher.catalog, ranking.ads, ranking.crowds)
+        got = zip(*(a.tolist() for a in (ranking.ads, ranking.values, ranking.crowds, bids)), strict=True)
         assert list(got) == expected
-        assert stored.complete == (len(stored.ads) < matcher.stored)
-        if not stored.complete:
-            assert (stored.floor_value, stored.floor_ad) == (expected[-1][1], expected[-1][0])
+        assert ranking.complete == (len(ranking.ads) < matcher.stored)
+        if not ranking.complete:
+            assert (ranking.floor_value, ranking.floor_ad) == (expected[-1][1], expected[-1][0])
 
 
 def test_a_list_does_not_depend_on_who_else_is_in_the_batch():
-    from vitrine.matching import record
-
     matcher = small_matcher()
-    together = [record.encode(stored) for stored in matcher.lists(users(matcher))]
-    alone = [record.encode(matcher.lists([user])[0]) for user in users(matcher)]
+    together = record.encode_many(matcher.lists(users(matcher)), matcher.catalog)
+    alone = [record.encode(matcher.lists([user])[0], matcher.catalog) for user in users(matcher)]
     assert together == alone
 
 
 def test_explanations_have_the_lists_bits_and_say_why_others_are_absent():
     matcher = small_matcher()
     for user, stored in zip(states := users(matcher), matcher.lists(states), strict=True):
+        (ranking,) = stored.rankings
         reasons = {r.ad: r for r in matcher.explain(user, [*matcher.catalog.ads.tolist(), 999_961])}
-        for rank, ad in enumerate(stored.ads.tolist()):
+        for rank, ad in enumerate(ranking.ads.tolist()):
             reason = reasons[ad]
-            assert (reason.value, reason.bid, reason.crowd) == (
-                float(stored.values[rank]),
-                float(stored.bids[rank]),
-                int(stored.crowds[rank]),
-            )
+            assert (reason.value, reason.crowd) == (float(ranking.values[rank]), int(ranking.crowds[rank]))
         assert not reasons[999_961].known
-        listed = set(stored.ads.tolist())
+        listed = set(ranking.ads.tolist())
         for ad, reason in reasons.items():
             if ad not in listed and len(reason.crowds):
-                assert (reason.value, -ad) < (stored.floor_value, -stored.floor_ad)
+                assert (reason.value, -ad) < (ranking.floor_value, -ranking.floor_ad)
             if not len(reason.crowds):
                 assert (reason.crowd, reason.bid, reason.value) == (0, 0.0, 0.0)
 
@@ -100,13 +98,14 @@ def test_a_user_in_no_crowd_has_an_empty_complete_list():
     stranger, unknown = UserState(1), UserState(2)
     fold(unknown, user_event("join", 2, START_MS, 0, 999_979, 0), START_MS, 0, matcher.table)
     for stored in matcher.lists([stranger, unknown]):
-        assert (len(stored.ads), stored.complete, stored.floor_value) == (0, True, 0.0)
+        (ranking,) = stored.rankings
+        assert (len(ranking.ads), ranking.complete, ranking.floor_value) == (0, True, 0.0)
 
 
 def test_the_fallback_holds_every_ad_once_by_its_best_bid():
     matcher = small_matcher()
-    fallback = matcher.fallback(1_000)
+    fallback = matcher.fallback(1_000).rankings[0]
     bidding = {ad for ad in matcher.catalog.ads.tolist() if len(matcher.catalog.bids_of(ad)[0])}
     assert set(fallback.ads.tolist()) == bidding
     assert np.all(np.diff(fallback.values) <= 0)
-    assert fallback.ads[:5].tolist() == matcher.fallback(5).ads.tolist()
+    assert fallback.ads[:5].tolist() == matcher.fallback(5).rankings[0].ads.tolist()

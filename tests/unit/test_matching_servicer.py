@@ -36,7 +36,7 @@ class FakeStore:
         for offset, item in enumerate(MATCHER.catalog.items[:items].tolist()):
             fold(user, user_event("purchase", USER, START_MS, item, 0, 0), START_MS, offset, MATCHER.table)
         (stored,) = MATCHER.lists([user])
-        self.state, self.stored = state.encode(user), record.encode(stored)
+        self.state, self.stored = state.encode(user), record.encode(stored, MATCHER.catalog)
         return stored
 
     def read_list(self, user_id: int) -> bytes | None:
@@ -105,10 +105,13 @@ def test_a_stored_list_is_answered_with_its_age_version_and_context():
     stored = served.store.hold()
     answer = served.matches(5)
     assert answer.source == pb.SOURCE_STORED
-    assert list(answer.ad_ids) == stored.ads[:5].tolist()
-    assert list(answer.values) == stored.values[:5].tolist()
-    assert list(answer.bids) == stored.bids[:5].tolist()
-    assert list(answer.crowd_ids) == stored.crowds[:5].tolist()
+    ranking = stored.rankings[0]
+    assert list(answer.ad_ids) == ranking.ads[:5].tolist()
+    assert list(answer.values) == ranking.values[:5].tolist()
+    for ad, crowd, bid in zip(answer.ad_ids, answer.crowd_ids, answer.bids, strict=True):
+        crowds, bids = MATCHER.catalog.bids_of(ad)
+        assert bid == bids[crowds.tolist().index(crowd)]
+    assert list(answer.crowd_ids) == ranking.crowds[:5].tolist()
     assert list(answer.context.keys) == stored.keys.tolist()
     assert list(answer.context.weights) == stored.weights.tolist()
     assert (answer.age_ms, answer.revision) == (5_000, 3)
@@ -119,13 +122,16 @@ def test_a_stored_list_is_answered_with_its_age_version_and_context():
 def test_a_paused_ad_is_hidden_and_the_next_moves_up():
     served = Served()
     stored = served.store.hold()
-    first, third = int(stored.ads[0]), int(stored.ads[2])
+    first, third = int(stored.rankings[0].ads[0]), int(stored.rankings[0].ads[2])
     served.pause(first)
     served.pause(third)
-    assert list(served.matches(10).ad_ids) == [a for a in stored.ads.tolist() if a not in (first, third)][:10]
+    assert (
+        list(served.matches(10).ad_ids)
+        == [a for a in stored.rankings[0].ads.tolist() if a not in (first, third)][:10]
+    )
     served.pause(first, AdUpdate.STATE_ACTIVE)
     served.paused.apply(0, b"%d" % third, None)  # a tombstone
-    assert list(served.matches(10).ad_ids) == stored.ads[:10].tolist()
+    assert list(served.matches(10).ad_ids) == stored.rankings[0].ads[:10].tolist()
 
 
 def test_a_user_without_a_live_ad_gets_the_fallback_which_hides_paused_ads_too():
@@ -136,7 +142,7 @@ def test_a_user_without_a_live_ad_gets_the_fallback_which_hides_paused_ads_too()
     assert len(served.matches(10).ad_ids) == 10
     assert best.ad_ids[0] not in served.matches(10).ad_ids
     stored = served.store.hold()
-    for ad in stored.ads.tolist():
+    for ad in stored.rankings[0].ads.tolist():
         served.pause(ad)
     answer = served.matches(10)
     assert (answer.source, len(answer.ad_ids), answer.revision) == (pb.SOURCE_FALLBACK_NO_LIST, 10, 0)
@@ -224,7 +230,7 @@ def test_rematch_refuses_nobody_and_is_unavailable_without_the_log():
 def test_explain_says_how_every_ad_stands():
     served = Served()
     stored = served.store.hold(1)
-    catalog, listed = MATCHER.catalog, stored.ads.tolist()
+    catalog, listed = MATCHER.catalog, stored.rankings[0].ads.tolist()
     paused = listed[1]
     served.pause(paused)
     crowds = set(catalog.item_crowds(int(catalog.items[0])).tolist())
@@ -240,8 +246,8 @@ def test_explain_says_how_every_ad_stands():
         pb.VERDICT_UNKNOWN_AD,
     ]
     assert [e.rank for e in answer.explanations] == [1, 2, 0, 0, 0]
-    assert answer.explanations[0].value == stored.values[0]
-    assert answer.explanations[2].value <= answer.floor_value == stored.values[-1]
+    assert answer.explanations[0].value == stored.rankings[0].values[0]
+    assert answer.explanations[2].value <= answer.floor_value == stored.rankings[0].values[-1]
     assert list(answer.user_crowd_ids) == sorted(crowds)
     assert [set(e.shared_crowd_ids) for e in answer.explanations[:3]] == [
         shares[a] for a in (listed[0], paused, below)
@@ -258,7 +264,7 @@ def test_explain_refuses_what_it_cannot_answer_truly():
             served.explain(*ads)
     with pytest.raises(FieldError, match="placement_group"):
         served.servicer.Explain(pb.ExplainRequest(user_id=USER, ad_ids=[3], placement_group=4), None)
-    served.store.stored = record.encode(replace(stored, catalog_version="c0"))
+    served.store.stored = record.encode(replace(stored, catalog_version="c0"), MATCHER.catalog)
     with pytest.raises(UnavailableError, match="catalog c0"):
         served.explain(3)
 

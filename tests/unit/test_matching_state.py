@@ -11,7 +11,7 @@ from matching_kit import DAY_MS, START_MS, random_event, small_catalog
 
 from vitrine.api.events.v1.events_pb2 import CrowdChange, ItemAction, UserEvent
 from vitrine.data.replay import user_event
-from vitrine.matching import state
+from vitrine.matching import decay, state
 from vitrine.matching.events import MAX_VALUE_BYTES, RecordError, parse_event
 from vitrine.matching.state import EventTable, UserState, fold
 
@@ -99,16 +99,17 @@ def test_late_events_commute(events, random):
 def test_features_do_not_change_when_the_landmark_moves(events, half_lives):
     user = folded(events)
     before = state.features(user)
+    least = min([*user.items.values(), *user.crowds.values()], default=1.0)
     state._rescale(user, math.ldexp(1.0, -half_lives))
     after = state.features(user)
-    if len(before[0]) == len(after[0]):  # nothing was so small as to vanish
+    if math.ldexp(least, -half_lives) >= decay.LEAST_WEIGHT:  # nothing was so small as to vanish
         assert [a.tobytes() for a in before] == [a.tobytes() for a in after]
 
 
 @given(st.integers(-60_000, 60_000), st.integers(1, 2**45))
 def test_powers_of_two_are_close_to_the_librarys(halves, denominator):
     numerator = halves * denominator // 64
-    assert state._exp2(numerator, denominator) == pytest.approx(2.0 ** (numerator / denominator), rel=1e-6)
+    assert decay.exp2(numerator, denominator) == pytest.approx(2.0 ** (numerator / denominator), rel=1e-6)
 
 
 def test_the_same_events_give_the_bytes_that_they_gave_on_the_first_machine():
@@ -126,7 +127,7 @@ def test_the_same_events_give_the_bytes_that_they_gave_on_the_first_machine():
     assert hashlib.sha256(state.encode(folded(events))).hexdigest()[:16] == GOLDEN
 
 
-GOLDEN = "aa8e0bd7a6e2823a"
+GOLDEN = "6149e653c7cb1f33"
 
 
 def test_an_events_time_is_capped_by_the_brokers():
@@ -174,18 +175,19 @@ def test_the_smallest_weights_go_first_and_higher_ids_among_equals():
     assert 1_000_000 not in user.items
 
 
-def test_joined_crowds_go_last_when_there_are_too_many():
-    joins = [event("join", START_MS - 400 * HALF_LIFE_MS, crowd=1_000_000 + i) for i in range(state.MAX_CROWDS)]
+def test_joined_crowds_have_a_bound_of_their_own():
+    joins = [event("join", START_MS - 400 * HALF_LIFE_MS, crowd=1_000_000 + i) for i in range(state.MAX_JOINED)]
     user = folded([*joins, event("purchase")])
-    assert set(user.crowds) == {1_000_000 + i for i in range(state.MAX_CROWDS)} == user.joined
-    assert len(folded([*joins, event("join", crowd=5)]).joined) == state.MAX_CROWDS
+    assert user.joined == {1_000_000 + i for i in range(state.MAX_JOINED)}
+    assert set(user.crowds) - user.joined == set(CATALOG.item_crowds(ITEM).tolist())
+    assert len(folded([*joins, event("join", crowd=5)]).joined) == state.MAX_JOINED
 
 
 def test_seen_and_clicked_ads_are_counted_and_the_oldest_forgotten():
-    shown = [event("impression", START_MS + i, ad=1_000 + i) for i in range(state.MAX_ADS + 1)]
-    user = folded([*shown, event("click", START_MS + 900, ad=1_050)])
+    shown = [event("impression", START_MS + 1_000 * i, ad=1_000 + i) for i in range(state.MAX_ADS + 1)]
+    user = folded([*shown, event("click", START_MS + 90_000, ad=1_050)])
     assert set(user.ads) == {1_001 + i for i in range(state.MAX_ADS)}
-    assert user.ads[1_050] == state.SeenAd(1, 1, START_MS + 900)
+    assert user.ads[1_050] == state.SeenAd(1, 1, START_MS + 50_000)
 
 
 def test_a_click_counts_half_a_purchase_of_the_ads_item():
@@ -216,8 +218,8 @@ def test_a_state_cut_short_or_altered_is_refused_not_misread(events, data):
 
 def test_a_state_of_a_newer_schema_is_refused():
     encoded = state.encode(folded([event("view")]))
-    with pytest.raises(RecordError, match="schema 2; this reader knows 1"):
-        state.decode(encoded[:4] + b"\x02\x00" + encoded[6:])
+    with pytest.raises(RecordError, match="schema 3; this reader knows 2"):
+        state.decode(encoded[:4] + b"\x03\x00" + encoded[6:])
 
 
 @settings(max_examples=300)

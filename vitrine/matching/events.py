@@ -57,7 +57,10 @@ def parse_event(key: bytes | None, value: bytes | None) -> events_pb2.UserEvent:
     elif kind == "click":
         if not event.click.ad_id:
             raise RecordError("click.ad_id: 0 is reserved")
-    else:
+    elif kind == "block":
+        if not event.block.ad_id:
+            raise RecordError("block.ad_id: 0 is reserved")
+    elif kind not in ("rematch", "deletion"):
         raise RecordError("kind: unset, or none that this reader knows")
     return event
 

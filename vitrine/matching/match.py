@@ -10,8 +10,8 @@ from vitrine import native
 from vitrine.features import UserTowers
 from vitrine.matching.catalog import Catalog
 from vitrine.matching.events import RecordError
-from vitrine.matching.record import StoredList
-from vitrine.matching.state import EventTable, UserState, features
+from vitrine.matching.record import Ranking, StoredList
+from vitrine.matching.state import EventTable, UserState, features, take_tower
 
 STORED = 100
 SERVED = 50
@@ -88,7 +88,7 @@ class Matcher:
         ids = np.fromiter((crowd for state in states for crowd in sorted(state.crowds)), np.uint64, int(indptr[-1]))
         crowds, known = self.catalog.crowd_ordinals(ids)
         known_before = np.concatenate(([0], np.cumsum(known)))
-        counts, ads, values, won, bids = self._topk(
+        counts, ads, values, won, _ = self._topk(
             np.array([state.bias for state in states], np.float32),
             np.stack([state.vec for state in states]),
             known_before[indptr].astype(np.int64),
@@ -103,16 +103,19 @@ class Matcher:
             lists.append(
                 StoredList(
                     user_id=state.user_id,
-                    ads=ad_ids,
-                    values=values[row, :n],
-                    crowds=self.catalog.crowds[won[row, :n]],
-                    bids=bids[row, :n],
+                    rankings=(
+                        Ranking(
+                            ads=ad_ids,
+                            values=values[row, :n],
+                            crowds=self.catalog.crowds[won[row, :n]],
+                            complete=complete,
+                            floor_value=0.0 if complete else float(values[row, n - 1]),
+                            floor_ad=0 if complete else int(ad_ids[-1]),
+                        ),
+                    ),
                     keys=keys,
                     weights=weights,
                     served=self.served,
-                    complete=complete,
-                    floor_value=0.0 if complete else float(values[row, n - 1]),
-                    floor_ad=0 if complete else int(ad_ids[-1]),
                     catalog_version=self.catalog_version,
                     towers_version=self.towers_version,
                     revision=state.revision,
@@ -127,7 +130,7 @@ class Matcher:
         nobody = UserState(0)
         self.refresh(nobody)
         everywhere = np.arange(len(self.catalog.crowds), dtype=np.uint32)
-        counts, ads, values, won, bids = self._topk(
+        counts, ads, values, won, _ = self._topk(
             np.array([nobody.bias], np.float32),
             nobody.vec[None],
             np.array([0, len(everywhere)], np.int64),
@@ -137,21 +140,21 @@ class Matcher:
         n = int(counts[0])
         return StoredList(
             user_id=0,
-            ads=self.catalog.ads[ads[0, :n]],
-            values=values[0, :n],
-            crowds=self.catalog.crowds[won[0, :n]],
-            bids=bids[0, :n],
+            rankings=(
+                Ranking(
+                    ads=self.catalog.ads[ads[0, :n]],
+                    values=values[0, :n],
+                    crowds=self.catalog.crowds[won[0, :n]],
+                    complete=n < k,
+                    floor_value=0.0,
+                    floor_ad=0,
+                ),
+            ),
             keys=np.empty(0, np.uint64),
             weights=np.empty(0, np.float32),
             served=k,
-            complete=n < k,
-            floor_value=0.0,
-            floor_ad=0,
             catalog_version=self.catalog_version,
             towers_version=self.towers_version,
-            revision=0,
-            offset=0,
-            append_ms=0,
         )
 
     def explain(self, state: UserState, ad_ids: Sequence[int]) -> list[Reason]:
@@ -190,7 +193,7 @@ class Matcher:
 
     def _refresh(self, state: UserState, keys: NDArray[np.uint64], weights: NDArray[np.float32]) -> None:
         bias, vec = self._towers.user(keys, weights)
-        state.bias, state.vec, state.towers_version = float(bias), vec, self.towers_version
+        take_tower(state, float(bias), vec, self.towers_version)
 
     def _topk(
         self,

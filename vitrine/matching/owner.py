@@ -14,7 +14,7 @@ from vitrine.matching import record, state
 from vitrine.matching.events import RecordError, bucket_of_record, parse_event
 from vitrine.matching.match import Matcher
 from vitrine.matching.state import UserState, fold
-from vitrine.matching.store import BucketStore, BucketWrite, Mark
+from vitrine.matching.store import DROP, BucketStore, BucketWrite, Mark, UserWrite
 
 
 class Record(Protocol):
@@ -155,11 +155,7 @@ class Owner:
         if outcome.dead_letters:
             self._failpoint("after-dead-letters")
         states, touched = self._fold(shares)
-        lists = self._matcher.lists(touched) if touched else []
-        encoded = {
-            user.user_id: (user.user_id, state.encode(user), record.encode(stored))
-            for user, stored in zip(touched, lists, strict=True)
-        }
+        encoded = self._encoded(touched)
         writes = [
             BucketWrite(
                 bucket,
@@ -246,6 +242,19 @@ class Owner:
             for kept, event in shares[bucket].events:
                 fold(states[event.user_id], event, kept.timestamp, kept.offset, self._matcher.table)
         return users, list(states.values())
+
+    def _encoded(self, touched: Sequence[UserState]) -> dict[int, UserWrite]:
+        """What is written of each user: the state, and a list made from it; a deleted user's list goes."""
+        living = [user for user in touched if not user.is_tombstone]
+        lists = self._matcher.lists(living) if living else []
+        for user in living:
+            user.listed = user.revision
+        records = record.encode_many(lists, self._matcher.catalog)
+        encoded = {
+            user.user_id: (user.user_id, state.encode(user), stored)
+            for user, stored in zip(living, records, strict=True)
+        }
+        return encoded | {u.user_id: (u.user_id, state.encode(u), DROP) for u in touched if u.is_tombstone}
 
     def _write(self, writes: Sequence[BucketWrite], outcome: Outcome) -> list[BucketWrite]:
         """Those writes that went through; the buckets of the others are reloaded."""

@@ -1,100 +1,183 @@
-"""The stored list: one packed Redis string a user, all that GetMatches needs (docs/matching.md, "Record")."""
+"""The stored list: one packed Redis string a user, all that GetMatches needs (docs/matching.md, "Record").
+
+Ads and crowds are stored by number (`numbers.py`), those that live in `ad-updates` alone by id; the crowds that won
+stand in a table of the record, and an entry has its place there. A value is stored as the distance of its float's
+bits to those of the value before it. All take the bits that the largest needs.
+"""
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrine.matching import record_v1
+from vitrine.matching.catalog import Catalog
 from vitrine.matching.events import RecordError
+from vitrine.matching.numbers import Numbers, tables
+from vitrine.matching.packing import pack_array, size_of, unpack_array
 
-_MAGIC = b"VMLS"
-_SCHEMA = 1
-_COMPLETE = 1
-# magic, schema, flags, user, revision, offset, append ms, floor's ad, floor's value,
-# served, entries, features, bytes of the catalog's and of the towers' version
-_HEADER = struct.Struct("<4sHHQQQqQfHHHHH")
+U64 = NDArray[np.uint64]
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+MAGIC = b"VMLS"
+SCHEMA = 2
+MAX_RANKINGS = 4
+# magic, schema, flags, user, revision, offset, append ms, catalog position, epoch, served, features, bytes of the
+# catalog's and of the towers' version, arm, rankings, ads without a number, crowds that won, those without a
+# number, bits of an ad, bits of a crowd
+_HEADER = struct.Struct("<4sHHQIqqqqHHBBBBHHHBB")
+# entries, complete, bits of a value's distance, floor's value, floor's ad, bits of the first value
+_RANKING = struct.Struct("<HBBfQI")
 _CRC = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
-class StoredList:
-    """A user's most valuable ads, best first, with the user's features as of the list.
+class Ranking:
+    """A user's most valuable ads for one placement group, best first: all that are at or above the floor.
 
-    ads:      (K,) uint64
-    values:   (K,) float32, non-increasing; expected revenue an impression, currency units
-    crowds:   (K,) uint64, the shared crowd whose bid won
-    bids:     (K,) float32, that bid, currency units a click
-    keys, weights: (n,) uint64, float32: the features that the user's tower was made from
-    served:   S: the first S entries are exact and may be served, S <= the K asked for
+    ads:      (n,) uint64
+    values:   (n,) float32, non-increasing, finite, >= 0; expected revenue an impression, currency units
+    crowds:   (n,) uint64, the shared crowd whose bid won
     complete: whether every eligible ad is listed
-    floor_value, floor_ad: the last entry, above which the list is complete; 0, 0 where `complete`
+    floor_value, floor_ad: the least (value, ad) that the ranking would hold; 0, 0 where `complete`
+    """
+
+    ads: U64
+    values: F32
+    crowds: U64
+    complete: bool
+    floor_value: float
+    floor_ad: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredList:
+    """A user's rankings, one a placement group, with the user's features as of the list.
+
+    keys, weights: (n,) uint64, float32: the features that the user's tower was made from
+    served:   S: the first S entries of a ranking are exact and may be served, S <= the K asked for
     catalog_version, towers_version: the artifacts that the list is a function of
+    arm:      the user's model arm, "a" or "b"
+    position: offset of `ad-updates` that the list reflects; its bucket's watermark may be further
+    epoch:    offset of the activation that it was made under, -1 for none
     revision: the user's events that the list reflects
     offset:   next offset of the user's partition of `user-events` that it reflects
     append_ms: when the broker appended the last of those events
     """
 
     user_id: int
-    ads: NDArray[np.uint64]
-    values: NDArray[np.float32]
-    crowds: NDArray[np.uint64]
-    bids: NDArray[np.float32]
-    keys: NDArray[np.uint64]
-    weights: NDArray[np.float32]
+    rankings: tuple[Ranking, ...]
+    keys: U64
+    weights: F32
     served: int
-    complete: bool
-    floor_value: float
-    floor_ad: int
     catalog_version: str
     towers_version: str
-    revision: int
-    offset: int
-    append_ms: int
-
-
-def encode(stored: StoredList) -> bytes:
-    """The list as bytes: header, columns, versions, CRC-32; little-endian."""
-    catalog, towers = stored.catalog_version.encode(), stored.towers_version.encode()
-    flags = _COMPLETE if stored.complete else 0
-    body = b"".join(
-        (
-            _HEADER.pack(
-                _MAGIC, _SCHEMA, flags, stored.user_id, stored.revision, stored.offset,
-                stored.append_ms, stored.floor_ad, stored.floor_value, stored.served, len(stored.ads),
-                len(stored.keys), len(catalog), len(towers),
-            ),
-            stored.ads.astype("<u8", copy=False).tobytes(), stored.crowds.astype("<u8", copy=False).tobytes(),
-            stored.keys.astype("<u8", copy=False).tobytes(), stored.values.astype("<f4", copy=False).tobytes(),
-            stored.bids.astype("<f4", copy=False).tobytes(), stored.weights.astype("<f4", copy=False).tobytes(),
-            catalog, towers,
-        )
-    )  # fmt: skip
-    return body + _CRC.pack(zlib.crc32(body))
+    arm: str = "a"
+    position: int = 0
+    epoch: int = -1
+    revision: int = 0
+    offset: int = 0
+    append_ms: int = 0
 
 
 class Header(NamedTuple):
-    """What a record begins with; `entries`, `features` and the versions' lengths say where the columns lie."""
+    """What a record says of itself without a catalog; the fields from `features` on say where its columns lie."""
 
-    magic: bytes
-    schema: int
-    flags: int
     user_id: int
     revision: int
     offset: int
     append_ms: int
-    floor_ad: int
-    floor_value: float
+    position: int
+    epoch: int
     served: int
-    entries: int
+    catalog_version: str
+    towers_version: str
+    arm: str
     features: int
-    catalog_bytes: int
-    towers_bytes: int
+    rankings: int
+    ad_extras: int
+    crowds: int
+    crowd_extras: int
+    ad_bits: int
+    crowd_bits: int
+    columns_at: int
 
 
-COLUMNS_AT = _HEADER.size
+def encode(stored: StoredList, catalog: Catalog) -> bytes:
+    """The list as bytes, little-endian, with the numbers of `catalog`, or of any one before or after it."""
+    return encode_many([stored], catalog)[0]
+
+
+def encode_many(lists: Sequence[StoredList], catalog: Catalog) -> list[bytes]:
+    """`encode` of many: numbers are looked up once for all."""
+    ad_numbers, crowd_numbers = tables(catalog)
+    ads = [ranking.ads for stored in lists for ranking in stored.rankings]
+    numbers = ad_numbers.of(np.concatenate(ads)) if ads else np.empty(0, np.int64)
+    won = [np.unique(_joined([r.crowds for r in stored.rankings]), return_inverse=True) for stored in lists]
+    won_numbers = crowd_numbers.of(_joined([crowds for crowds, _ in won]))
+    records = []
+    ad_at = crowd_at = 0
+    for stored, (crowds, places) in zip(lists, won, strict=True):
+        count, n_crowds = len(places), len(crowds)
+        records.append(
+            _encode(
+                stored,
+                numbers[ad_at : ad_at + count],
+                crowds,
+                won_numbers[crowd_at : crowd_at + n_crowds],
+                places.astype(np.uint64),
+            )
+        )
+        ad_at += count
+        crowd_at += n_crowds
+    return records
+
+
+def _encode(stored: StoredList, numbers: I64, crowds: U64, crowd_numbers: I64, places: U64) -> bytes:
+    """numbers, places: of all rankings' entries, each ad's number and its crowd's place in `crowds`."""
+    ad_extras, ads = _references(_joined([r.ads for r in stored.rankings]), numbers)
+    crowd_extras, crowd_references = _references(crowds, crowd_numbers)
+    ad_bits, crowd_bits = _bits(ads), _bits(crowd_references)
+    entries = ads | places << np.uint64(ad_bits)
+    entry_bits = ad_bits + _place_bits(len(crowds))
+    catalog, towers = stored.catalog_version.encode(), stored.towers_version.encode()
+    parts = [
+        _HEADER.pack(
+            MAGIC, SCHEMA, 0, stored.user_id, stored.revision, stored.offset, stored.append_ms, stored.position,
+            stored.epoch, stored.served, len(stored.keys), len(catalog), len(towers), ord(stored.arm),
+            len(stored.rankings), len(ad_extras), len(crowds), len(crowd_extras), ad_bits, crowd_bits,
+        ),
+        catalog,
+        towers,
+        stored.keys.astype("<u8", copy=False).tobytes(),
+        stored.weights.astype("<f4", copy=False).tobytes(),
+        ad_extras.astype("<u8", copy=False).tobytes(),
+        crowd_extras.astype("<u8", copy=False).tobytes(),
+        pack_array(crowd_references, crowd_bits),
+    ]  # fmt: skip
+    at = 0
+    for ranking in stored.rankings:
+        n = len(ranking.ads)
+        bits = ranking.values.astype(np.float32, copy=False).view(np.uint32).astype(np.int64)
+        falls = bits[:-1] - bits[1:]
+        if n and (falls.min(initial=0) < 0 or bits[0] >= 0x7F800000):
+            raise ValueError(f"values of user {stored.user_id} must be finite, >= 0 and non-increasing")
+        fall_bits = int(falls.max(initial=0)).bit_length()
+        parts += (
+            _RANKING.pack(
+                n, ranking.complete, fall_bits, ranking.floor_value, ranking.floor_ad, int(bits[0]) if n else 0
+            ),
+            pack_array(entries[at : at + n], entry_bits),
+            pack_array(falls.view(np.uint64), fall_bits),
+        )
+        at += n
+    body = b"".join(parts)
+    return body + _CRC.pack(zlib.crc32(body))
 
 
 def open_record(record: bytes) -> Header:
@@ -102,30 +185,131 @@ def open_record(record: bytes) -> Header:
 
     Raises RecordError where the record is not a stored list, is cut short or damaged, or is newer than this reader.
     """
-    if len(record) < _HEADER.size + _CRC.size or record[:4] != _MAGIC:
+    if len(record) < 10 or record[:4] != MAGIC:
         raise RecordError(f"not a stored list: {len(record)} bytes starting with {record[:4]!r}")
-    header = Header._make(_HEADER.unpack_from(record))
-    if header.schema != _SCHEMA:
-        raise RecordError(f"stored list of schema {header.schema}; this reader knows {_SCHEMA}: upgrade it")
-    size = _HEADER.size + 24 * header.entries + 12 * header.features
-    size += header.catalog_bytes + header.towers_bytes + _CRC.size
-    if len(record) != size or _CRC.unpack_from(record, size - _CRC.size)[0] != zlib.crc32(record[: -_CRC.size]):
-        raise RecordError(f"stored list is damaged: {len(record)} bytes of {size}, or a wrong checksum")
-    return header
-
-
-def decode(record: bytes) -> StoredList:
-    """Inverse of `encode`; the arrays are views of the record. Raises RecordError as `open_record` does."""
-    header = open_record(record)
-    n, n_features = header.entries, header.features
-    at = COLUMNS_AT
-    ids = np.frombuffer(record, "<u8", 2 * n + n_features, at)
-    at += ids.nbytes
-    numbers = np.frombuffer(record, "<f4", 2 * n + n_features, at)
-    at += numbers.nbytes
-    catalog, towers = record[at : at + header.catalog_bytes], record[at + header.catalog_bytes : -_CRC.size]
-    return StoredList(
-        header.user_id, ids[:n], numbers[:n], ids[n : 2 * n], numbers[n : 2 * n], ids[2 * n :], numbers[2 * n :],
-        header.served, bool(header.flags & _COMPLETE), header.floor_value, header.floor_ad, catalog.decode(),
-        towers.decode(), header.revision, header.offset, header.append_ms,
+    schema = int.from_bytes(record[4:6], "little")
+    if schema == record_v1.SCHEMA:
+        old = record_v1.decode(record)
+        return Header(
+            old.user_id, old.revision, old.offset, old.append_ms, 0, -1, old.served, old.catalog_version,
+            old.towers_version, "a", len(old.keys), 1, 0, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+    if schema != SCHEMA:
+        raise RecordError(f"stored list of schema {schema}; this reader knows {SCHEMA}: upgrade it")
+    if len(record) < _HEADER.size + _CRC.size or zlib.crc32(record[:-4]) != _CRC.unpack(record[-4:])[0]:
+        raise RecordError(f"stored list is damaged: {len(record)} bytes, a wrong checksum")
+    (
+        _, _, _, user_id, revision, offset, append_ms, position, epoch, served, features, n_catalog, n_towers, arm,
+        rankings, ad_extras, crowds, crowd_extras, ad_bits, crowd_bits,
+    ) = _HEADER.unpack_from(record)  # fmt: skip
+    at = _HEADER.size + n_catalog
+    return Header(
+        user_id, revision, offset, append_ms, position, epoch, served, record[_HEADER.size : at].decode(),
+        record[at : at + n_towers].decode(), chr(arm), features, rankings, ad_extras, crowds, crowd_extras, ad_bits,
+        crowd_bits, at + n_towers,
     )  # fmt: skip
+
+
+def decode(record: bytes, catalog: Catalog) -> StoredList:
+    """Inverse of `encode`; reads this schema and the one before it.
+
+    Entries whose numbers `catalog` does not know are left out. Raises RecordError as `open_record` does.
+    """
+    return decode_opened(open_record(record), record, catalog)
+
+
+def decode_opened(header: Header, record: bytes, catalog: Catalog, *, group: int | None = None) -> StoredList:
+    """`decode`, of a record that was opened; of the ranking of one placement group alone where that is named."""
+    if not header.columns_at:
+        return _from_v1(record)
+    at = header.columns_at
+    keys = np.frombuffer(record, "<u8", header.features, at)
+    at += keys.nbytes
+    weights = np.frombuffer(record, "<f4", header.features, at)
+    at += weights.nbytes
+    ad_extras = np.frombuffer(record, "<u8", header.ad_extras, at)
+    at += ad_extras.nbytes
+    crowd_extras = np.frombuffer(record, "<u8", header.crowd_extras, at)
+    at += crowd_extras.nbytes
+    ad_numbers, crowd_numbers = tables(catalog)
+    crowds = _ids(unpack_array(record, at, header.crowds, header.crowd_bits), crowd_extras, crowd_numbers)
+    at += size_of(header.crowds, header.crowd_bits)
+    entry_bits = header.ad_bits + _place_bits(header.crowds)
+    mask, shift = np.uint64((1 << header.ad_bits) - 1), np.uint64(header.ad_bits)
+    rankings = []
+    for number in range(header.rankings):
+        n, complete, fall_bits, floor_value, floor_ad, first = _RANKING.unpack_from(record, at)
+        at += _RANKING.size
+        if group is None or group == number:
+            entries = unpack_array(record, at, n, entry_bits)
+            falls_at = at + size_of(n, entry_bits)
+            bits = np.full(n, first, np.int64)
+            bits[1:] -= np.cumsum(unpack_array(record, falls_at, max(n - 1, 0), fall_bits).view(np.int64))
+            ads = _ids(entries & mask, ad_extras, ad_numbers)
+            ranking = Ranking(
+                ads, bits.astype(np.uint32).view(np.float32), crowds[entries >> shift] if n else ads,
+                bool(complete), floor_value, floor_ad,
+            )  # fmt: skip
+            rankings.append(_known(ranking))
+        at += size_of(n, entry_bits) + size_of(max(n - 1, 0), fall_bits)
+    return StoredList(
+        header.user_id, tuple(rankings), keys, weights, header.served, header.catalog_version,
+        header.towers_version, header.arm, header.position, header.epoch, header.revision, header.offset,
+        header.append_ms,
+    )  # fmt: skip
+
+
+def _references(ids: U64, numbers: I64) -> tuple[U64, U64]:
+    """(ids that have no number, references): a reference is a place among those, or their count plus a number."""
+    missing = numbers < 0
+    if not missing.any():
+        return np.empty(0, np.uint64), numbers.astype(np.uint64)
+    extras = np.unique(ids[missing])
+    references = numbers + len(extras)
+    references[missing] = np.searchsorted(extras, ids[missing])
+    return extras, references.astype(np.uint64)
+
+
+def _ids(references: U64, extras: U64, numbers: Numbers) -> U64:
+    """Inverse of `_references`: (n,) ids, 0 where the number is unknown."""
+    if not len(extras):
+        return numbers.ids(references.view(np.int64))
+    own = references < len(extras)
+    ids = np.empty(len(references), np.uint64)
+    ids[own] = extras[references[own].view(np.int64)]
+    ids[~own] = numbers.ids(references[~own].view(np.int64) - len(extras))
+    return ids
+
+
+def _known(ranking: Ranking) -> Ranking:
+    """The ranking without entries of unknown ads or crowds."""
+    known = (ranking.ads != 0) & (ranking.crowds != 0)
+    if known.all():
+        return ranking
+    return Ranking(
+        ranking.ads[known], ranking.values[known], ranking.crowds[known], ranking.complete, ranking.floor_value,
+        ranking.floor_ad,
+    )  # fmt: skip
+
+
+def _from_v1(record: bytes) -> StoredList:
+    old = record_v1.decode(record)
+    ranking = Ranking(old.ads, old.values, old.crowds, old.complete, old.floor_value, old.floor_ad)
+    return StoredList(
+        old.user_id, (ranking,), old.keys, old.weights, old.served, old.catalog_version, old.towers_version,
+        revision=old.revision, offset=old.offset, append_ms=old.append_ms,
+    )  # fmt: skip
+
+
+def _joined(arrays: Sequence[U64]) -> U64:
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays else np.empty(0, np.uint64)
+
+
+def _bits(references: U64) -> int:
+    return int(references.max(initial=0)).bit_length()
+
+
+def _place_bits(crowds: int) -> int:
+    return max(crowds - 1, 0).bit_length()

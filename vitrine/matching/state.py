@@ -3,16 +3,13 @@
 Weights decay forward (docs/matching.md, "State"): an event at time t adds 2^((t - landmark) / half-life), so that
 nothing is rewritten as time passes and late events commute. Features are ratios of weights, which the landmark
 does not change. The same events in the same order give the same bytes, on every machine: powers of two come from
-square roots and products, which IEEE 754 rounds exactly, and a landmark moves by whole half-lives.
+square roots and products, which IEEE 754 rounds exactly, a landmark moves by whole half-lives, and every weight is
+rounded to float32 as it changes, so that a state written and read between two events is the state that was not.
+`state_record.py` has the bytes.
 """
 
 import math
-import struct
-import sys
-import zlib
-from array import array
-from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,68 +17,59 @@ from numpy.typing import NDArray
 from vitrine.api.events.v1 import events_pb2
 from vitrine.features import context
 from vitrine.matching.catalog import Catalog
-from vitrine.matching.events import RecordError
+from vitrine.matching.decay import LEAST_WEIGHT, as_weight, exp2
+from vitrine.matching.state_record import SeenAd, UserState, decode, encode
+
+__all__ = [
+    "EventTable",
+    "Folded",
+    "SeenAd",
+    "UserState",
+    "capped",
+    "decode",
+    "encode",
+    "features",
+    "fold",
+    "forget",
+    "take_tower",
+]
+
+DAY_MS = 86_400_000
 
 MAX_ITEMS = 50
-MAX_CROWDS = 64
+MAX_CROWDS = 64  # that items brought
+MAX_JOINED = 4096
 MAX_ADS = 50
+MAX_BLOCKED = 1024
 
 VIEW_WEIGHT = 0.2
 CLICK_WEIGHT = 0.5
 PURCHASE_WEIGHT = 1.0
 JOIN_WEIGHT = 1.0
 
-# A landmark this many half-lives back is moved up: 2^64 times the count of events stays far inside a float64.
+# A landmark this many half-lives back is moved up: 2^64 times the count of events stays far inside a float32.
 _MAX_AGE_HALF_LIVES = 64
-# What a joined crowd's weight never falls below, so that membership outlives decay.
-_LEAST_WEIGHT = sys.float_info.min
-
-_MAGIC = b"VMST"
-_SCHEMA = 1
-# magic, schema, flags, user, revision, offset, append ms, clock ms, landmark ms, half-life ms,
-# items, crowds, ads, dimensions of the tower, bytes of its version, the tower's bias
-_HEADER = struct.Struct("<4sHHQQQqqqqHHHHHf")
-_CRC = struct.Struct("<I")
-_NO_VEC: NDArray[np.float32] = np.empty(0, np.float32)
 
 
-@dataclass(slots=True)
-class SeenAd:
-    """How often an ad was shown to and clicked by the user, and when last, for frequency caps."""
+class Folded(NamedTuple):
+    """What one event did to a state.
 
-    impressions: int = 0
-    clicks: int = 0
-    last_ms: int = 0
-
-
-@dataclass(slots=True)
-class UserState:
-    """Everything that a user's events left behind.
-
-    revision:      events applied
-    offset:        next offset of the user's partition of `user-events`; 0 before the first event
-    append_ms:     when the broker appended the last event applied
-    clock_ms:      the user's clock: latest event time applied
-    items, crowds: id -> weight relative to `landmark_ms`, always above 0; the user is a member of every crowd here
-    joined:        crowds that only LEAVE, or a bound, takes away
-    ads:           ad -> what the user saw and clicked
-    bias, vec:     the user's tower, of the towers artifact `towers_version` (empty before the first)
+    applied:    whether it counts; not where it was appended before the user's deletion
+    features:   weights of items or crowds changed
+    crowds:     the user entered or left a crowd
+    exclusions: a block, or a counter of seen ads, changed
+    due:        the tower is to be made anew, now, before the next event (`take_tower`), and the list with it
+    rematch:    the list is to be made anew
+    deleted:    the state is a tombstone now, and the list goes
     """
 
-    user_id: int
-    revision: int = 0
-    offset: int = 0
-    append_ms: int = 0
-    clock_ms: int = 0
-    landmark_ms: int = 0
-    half_life_ms: int = 0
-    items: dict[int, float] = field(default_factory=dict)
-    crowds: dict[int, float] = field(default_factory=dict)
-    joined: set[int] = field(default_factory=set)
-    ads: dict[int, SeenAd] = field(default_factory=dict)
-    bias: float = 0.0
-    vec: NDArray[np.float32] = field(default_factory=lambda: _NO_VEC)
-    towers_version: str = ""
+    applied: bool = True
+    features: bool = False
+    crowds: bool = False
+    exclusions: bool = False
+    due: bool = False
+    rematch: bool = False
+    deleted: bool = False
 
 
 class EventTable:
@@ -89,6 +77,7 @@ class EventTable:
 
     def __init__(self, catalog: Catalog) -> None:
         self.half_life_ms = catalog.half_life_ms
+        self.cap_window_ms: int = getattr(catalog, "cap_window_ms", DAY_MS)
         self._catalog = catalog
         self._crowds: dict[int, tuple[int, ...]] = {}
         self._items: dict[int, int] = {}
@@ -112,37 +101,74 @@ class EventTable:
         return item
 
 
-def fold(state: UserState, event: events_pb2.UserEvent, append_ms: int, offset: int, table: EventTable) -> bool:
-    """Applies one checked event (`events.parse_event`) in place; True where items or crowds changed.
+_IGNORED = Folded(applied=False)
 
-    The event's time is capped by `append_ms`, the broker's time for the record. The tower is not touched: it is
-    refreshed, by whoever holds the towers, after events that change items or crowds (this form's rule).
+
+def fold(state: UserState, event: events_pb2.UserEvent, append_ms: int, offset: int, table: EventTable) -> Folded:
+    """Applies one checked event (`events.parse_event`) in place.
+
+    The event's time is capped by `append_ms`, the broker's time for the record. The tower is not touched: whoever
+    holds the towers makes it anew where the outcome says `due`, which is a function of the events alone.
     """
+    if offset <= state.deleted_offset:
+        return _IGNORED
+    kind = event.WhichOneof("kind")
+    if kind == "deletion":
+        forget(state, append_ms, offset)
+        return Folded(deleted=True)
     time_ms = min(event.time_ms, append_ms)
     state.revision += 1
     state.offset = offset + 1
     state.append_ms = append_ms
-    state.clock_ms = max(state.clock_ms, time_ms)
-    kind = event.WhichOneof("kind")
+    if time_ms > state.clock_ms:
+        state.clock_ms = time_ms
+    features = crowds = exclusions = False
+    members = state.crowds
     if kind == "item":
         bought = event.item.action == events_pb2.ItemAction.ACTION_PURCHASE
-        return _act(state, event.item.item_id, PURCHASE_WEIGHT if bought else VIEW_WEIGHT, time_ms, table)
-    if kind == "crowd":
-        crowd_id = event.crowd.crowd_id
-        if event.crowd.change == events_pb2.CrowdChange.CHANGE_JOIN:
-            weight = max(JOIN_WEIGHT * _growth(state, time_ms, table), _LEAST_WEIGHT)
-            state.crowds[crowd_id] = state.crowds.get(crowd_id, 0.0) + weight
-            state.joined.add(crowd_id)
-            _bound_crowds(state)
-            return True
-        state.joined.discard(crowd_id)
-        return state.crowds.pop(crowd_id, None) is not None
-    if kind == "impression":
-        _see(state, event.impression.ad_id, time_ms).impressions += 1
-        return False
-    _see(state, event.click.ad_id, time_ms).clicks += 1
-    item_id = table.item_of(event.click.ad_id)
-    return bool(item_id) and _act(state, item_id, CLICK_WEIGHT, time_ms, table)
+        features, crowds = _act(
+            state, event.item.item_id, PURCHASE_WEIGHT if bought else VIEW_WEIGHT, time_ms, table
+        )
+    elif kind == "impression":
+        _show(state, event.impression.ad_id, time_ms, table.cap_window_ms)
+        exclusions = True
+    elif kind == "click":
+        _see(state, event.click.ad_id, time_ms).clicks += 1
+        item_id = table.item_of(event.click.ad_id)
+        if item_id:
+            features, crowds = _act(state, item_id, CLICK_WEIGHT, time_ms, table)
+    elif kind == "crowd":
+        features, crowds = _move(state, event.crowd, time_ms, table)
+    elif kind == "block":
+        exclusions = _block(state, event.block)
+    if features:
+        state.changes += 1
+        state.total_changes += 1
+    crowds = crowds or state.crowds is not members  # a landmark has moved: memberships may have vanished
+    return Folded(True, features, crowds, exclusions, _due(state), kind == "rematch", False)
+
+
+def take_tower(
+    state: UserState, bias: float, vec: NDArray[np.float32], towers_version: str, epoch: int = -1
+) -> None:
+    """Sets the user's tower, made from the state as it is: the rule's counters begin anew."""
+    state.bias, state.vec, state.towers_version, state.epoch = bias, vec, towers_version, epoch
+    state.changes = 0
+    state.refreshed_ms = state.clock_ms
+
+
+def forget(state: UserState, append_ms: int, offset: int) -> None:
+    """Turns the state into the tombstone of a deletion that was appended then and there, whatever was before."""
+    blank = UserState(
+        state.user_id, offset=offset + 1, append_ms=append_ms, deleted_ms=append_ms, deleted_offset=offset
+    )
+    for name in UserState.__slots__:
+        setattr(state, name, getattr(blank, name))
+
+
+def capped(seen: SeenAd, max_impressions: int, clock_ms: int, window_ms: int) -> bool:
+    """Whether the user has seen the ad as often as it allows (0: no bound), by the user's clock."""
+    return 0 < max_impressions <= seen.impressions and clock_ms - seen.last_ms < window_ms
 
 
 def features(state: UserState) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
@@ -150,91 +176,98 @@ def features(state: UserState) -> tuple[NDArray[np.uint64], NDArray[np.float32]]
     return context.user_features(*_columns(state.items), *_columns(state.crowds))
 
 
-def encode(state: UserState) -> bytes:
-    """The state as bytes: header, ids ascending with their weights, tower, CRC-32; little-endian."""
-    items, crowds, ads = sorted(state.items), sorted(state.crowds), sorted(state.ads)
-    version = state.towers_version.encode()
-    seen = [state.ads[ad] for ad in ads]
-    parts = (
-        _HEADER.pack(
-            _MAGIC, _SCHEMA, 0, state.user_id, state.revision, state.offset, state.append_ms, state.clock_ms,
-            state.landmark_ms, state.half_life_ms, len(items), len(crowds), len(ads), len(state.vec), len(version),
-            state.bias,
-        ),
-        _pack("Q", items), _pack("d", [state.items[i] for i in items]),
-        _pack("Q", crowds), _pack("d", [state.crowds[c] for c in crowds]),
-        bytes([c in state.joined for c in crowds]),
-        _pack("Q", ads), _pack("q", [s.last_ms for s in seen]),
-        _pack("I", [s.impressions for s in seen]), _pack("I", [s.clicks for s in seen]),
-        state.vec.astype("<f4", copy=False).tobytes(), version,
-    )  # fmt: skip
-    body = b"".join(parts)
-    return body + _CRC.pack(zlib.crc32(body))
+def _due(state: UserState) -> bool:
+    """Whether the tower is to be made anew: often while little is known of the user, then every eighth change, and
+    once the user's clock is a day past a tower that does not hold all changes."""
+    if not state.towers_version:
+        return True
+    changes = state.changes
+    return changes > 0 and (
+        changes >= min(8, 1 + state.total_changes // 4) or state.clock_ms >= state.refreshed_ms + DAY_MS
+    )
 
 
-def decode(record: bytes) -> UserState:
-    """Inverse of `encode`.
-
-    Raises RecordError where the record is not a state, is cut short, or is newer than this reader (which then must
-    not overwrite it).
-    """
-    if len(record) < _HEADER.size + _CRC.size or record[:4] != _MAGIC:
-        raise RecordError(f"not a user state: {len(record)} bytes starting with {record[:4]!r}")
-    (
-        _, schema, _, user_id, revision, offset, append_ms, clock_ms, landmark_ms, half_life_ms, n_items, n_crowds,
-        n_ads, dim, n_version, bias,
-    ) = _HEADER.unpack_from(record)  # fmt: skip
-    if schema != _SCHEMA:
-        raise RecordError(f"user state of schema {schema}; this reader knows {_SCHEMA}: upgrade it")
-    size = _HEADER.size + 16 * n_items + 17 * n_crowds + 24 * n_ads + 4 * dim + n_version + _CRC.size
-    if len(record) != size or _CRC.unpack_from(record, size - _CRC.size)[0] != zlib.crc32(record[: -_CRC.size]):
-        raise RecordError(f"user state is damaged: {len(record)} bytes of {size}, or a wrong checksum")
-    at = _HEADER.size
-
-    def take(code: str, count: int) -> list[Any]:
-        nonlocal at
-        column = _unpack(code, record, at, count)
-        at += column.itemsize * count
-        return column.tolist()
-
-    items: dict[int, float] = dict(zip(take("Q", n_items), take("d", n_items), strict=True))
-    crowd_ids: list[int] = take("Q", n_crowds)
-    crowds: dict[int, float] = dict(zip(crowd_ids, take("d", n_crowds), strict=True))
-    joined = {crowd for crowd, flag in zip(crowd_ids, take("B", n_crowds), strict=True) if flag}
-    ad_ids: list[int] = take("Q", n_ads)
-    last = take("q", n_ads)
-    counts = zip(take("I", n_ads), take("I", n_ads), last, strict=True)
-    ads = {ad: SeenAd(*row) for ad, row in zip(ad_ids, counts, strict=True)}
-    vec = np.frombuffer(record, "<f4", dim, at).astype(np.float32, copy=False)
-    version = record[at + 4 * dim : -_CRC.size].decode()
-    return UserState(
-        user_id, revision, offset, append_ms, clock_ms, landmark_ms, half_life_ms, items, crowds, joined, ads,
-        bias, vec, version,
-    )  # fmt: skip
-
-
-def _act(state: UserState, item_id: int, base: float, time_ms: int, table: EventTable) -> bool:
-    """Adds an action's decayed weight to the item and to its crowds."""
-    weight = base * _growth(state, time_ms, table)
+def _act(state: UserState, item_id: int, base: float, time_ms: int, table: EventTable) -> tuple[bool, bool]:
+    """Adds an action's decayed weight to the item and to its crowds: (weights changed, memberships changed)."""
+    weight = as_weight(base * _growth(state, time_ms, table))
     if weight == 0.0:  # so late that nothing of it is left
-        return False
+        return False, False
     items, crowds = state.items, state.crowds
-    items[item_id] = items.get(item_id, 0.0) + weight
+    items[item_id] = as_weight(items.get(item_id, 0.0) + weight)
     if len(items) > MAX_ITEMS:
         del items[min(items, key=lambda i: (items[i], -i))]
+    entered = []
     for crowd_id in table.crowds_of(item_id):
-        crowds[crowd_id] = crowds.get(crowd_id, 0.0) + weight
-    _bound_crowds(state)
-    return True
+        held = crowds.get(crowd_id)
+        if held is None:
+            entered.append(crowd_id)
+            crowds[crowd_id] = weight
+        else:
+            crowds[crowd_id] = as_weight(held + weight)
+    if not entered:
+        return True, False
+    out = _bound_crowds(state)
+    return True, out != entered
 
 
-def _bound_crowds(state: UserState) -> None:
-    """Smallest weights out, higher ids first among equals; joined crowds only once nothing else is left."""
+def _move(state: UserState, change: events_pb2.CrowdChange, time_ms: int, table: EventTable) -> tuple[bool, bool]:
+    """Joins or leaves a crowd: (weights changed, memberships changed)."""
+    crowd_id = change.crowd_id
+    if change.change == events_pb2.CrowdChange.CHANGE_JOIN:
+        weight = as_weight(JOIN_WEIGHT * _growth(state, time_ms, table)) or LEAST_WEIGHT
+        held = state.crowds.get(crowd_id)
+        state.crowds[crowd_id] = weight if held is None else as_weight(held + weight)
+        state.joined.add(crowd_id)
+        out = _bound_joined(state)
+        return True, out != crowd_id if held is None else out != 0
+    state.joined.discard(crowd_id)
+    left = state.crowds.pop(crowd_id, None) is not None
+    return left, left
+
+
+def _bound_crowds(state: UserState) -> list[int]:
+    """Of the crowds that items brought the smallest weights go, higher ids first among equals: those gone."""
     crowds, joined = state.crowds, state.joined
-    while len(crowds) > MAX_CROWDS:
-        out = min(crowds, key=lambda c: (c in joined, crowds[c], -c))
-        del crowds[out]
-        joined.discard(out)
+    out = []
+    while len(crowds) - len(joined) > MAX_CROWDS:
+        free = (c for c in crowds if c not in joined) if joined else crowds
+        least = min(free, key=lambda c: (crowds[c], -c))
+        del crowds[least]
+        out.append(least)
+    return sorted(out)
+
+
+def _bound_joined(state: UserState) -> int:
+    """The joined crowd that goes where there is one too many, by the same rule; 0 for none."""
+    if len(state.joined) <= MAX_JOINED:
+        return 0
+    crowds = state.crowds
+    least = min(state.joined, key=lambda c: (crowds[c], -c))
+    state.joined.discard(least)
+    del crowds[least]
+    return least
+
+
+def _block(state: UserState, block: events_pb2.AdBlock) -> bool:
+    """Blocks an ad or lets it in again: whether that changed anything."""
+    blocked = state.blocked
+    before = block.ad_id in blocked
+    if block.unblocked:
+        blocked.discard(block.ad_id)
+        return before
+    blocked.add(block.ad_id)
+    if len(blocked) > MAX_BLOCKED:
+        blocked.discard(min(blocked))  # ids grow: most likely the oldest ad
+    return not before
+
+
+def _show(state: UserState, ad_id: int, time_ms: int, window_ms: int) -> None:
+    """One impression: the counter begins anew where the user's clock is a window past the last one."""
+    seen = _see(state, ad_id, time_ms)
+    if state.clock_ms - seen.last_ms >= window_ms:
+        seen.impressions = 0
+    seen.impressions += 1
+    seen.last_ms = max(seen.last_ms, _seconds(time_ms))
 
 
 def _see(state: UserState, ad_id: int, time_ms: int) -> SeenAd:
@@ -244,9 +277,12 @@ def _see(state: UserState, ad_id: int, time_ms: int) -> SeenAd:
     if seen is None:
         if len(ads) >= MAX_ADS:
             del ads[min(ads, key=lambda a: (ads[a].last_ms, -a))]
-        seen = ads[ad_id] = SeenAd()
-    seen.last_ms = max(seen.last_ms, time_ms)
+        seen = ads[ad_id] = SeenAd(0, 0, _seconds(time_ms))
     return seen
+
+
+def _seconds(time_ms: int) -> int:
+    return time_ms - time_ms % 1000
 
 
 def _growth(state: UserState, time_ms: int, table: EventTable) -> float:
@@ -254,7 +290,7 @@ def _growth(state: UserState, time_ms: int, table: EventTable) -> float:
     half_life = table.half_life_ms
     if state.half_life_ms != half_life:
         if state.half_life_ms:  # a new catalog decays otherwise from the user's clock on
-            _rescale(state, _exp2(state.landmark_ms - state.clock_ms, state.half_life_ms))
+            _rescale(state, exp2(state.landmark_ms - state.clock_ms, state.half_life_ms))
             state.landmark_ms = state.clock_ms
         else:
             state.landmark_ms = time_ms
@@ -265,59 +301,21 @@ def _growth(state: UserState, time_ms: int, table: EventTable) -> float:
         _rescale(state, math.ldexp(1.0, -whole))
         state.landmark_ms += whole * half_life
         age -= whole * half_life
-    return _exp2(age, half_life)
+    return exp2(age, half_life)
 
 
 def _rescale(state: UserState, factor: float) -> None:
     """Multiplies every weight; what vanishes goes, except a membership that was joined."""
-    state.items = {i: w for i, w in ((i, w * factor) for i, w in state.items.items()) if w > 0.0}
-    crowds = {}
+    items = ((i, as_weight(w * factor)) for i, w in state.items.items())
+    state.items = {i: w for i, w in items if w}
+    crowds, joined = {}, state.joined
     for crowd, weight in state.crowds.items():
-        scaled = weight * factor
-        if crowd in state.joined:
-            scaled = max(scaled, _LEAST_WEIGHT)
-        if scaled > 0.0:
-            crowds[crowd] = scaled
+        scaled = as_weight(weight * factor)
+        if scaled or crowd in joined:
+            crowds[crowd] = scaled or LEAST_WEIGHT
     state.crowds = crowds
-
-
-def _powers(step: float, bits: int) -> list[float]:
-    """[step^0, step^1, ..., step^(2^bits - 1)] with 2^-bits roots taken by `sqrt`: the same bits everywhere."""
-    roots = [step]
-    for _ in range(bits):
-        roots.append(math.sqrt(roots[-1]))
-    table = [1.0]
-    for root in reversed(roots[1:]):  # the lowest bit of the exponent is the smallest root
-        table += [value * root for value in table]
-    return table
-
-
-_COARSE = _powers(2.0, 10)
-_FINE = _powers(_COARSE[1], 10)
-
-
-def _exp2(numerator: int, denominator: int) -> float:
-    """2^(numerator / denominator) to 20 bits of the exponent's fraction; 0 where that is below every float."""
-    whole, rest = divmod(numerator, denominator)
-    step = (rest << 20) // denominator
-    return math.ldexp(_COARSE[step >> 10] * _FINE[step & 1023], whole)
 
 
 def _columns(weights: dict[int, float]) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
     n = len(weights)
     return np.fromiter(weights.keys(), np.uint64, n), np.fromiter(weights.values(), np.float64, n)
-
-
-def _pack(code: str, values: list[int] | list[float]) -> bytes:
-    column = array(code, values)
-    if sys.byteorder == "big":
-        column.byteswap()
-    return column.tobytes()
-
-
-def _unpack(code: str, record: bytes, at: int, count: int) -> "array[Any]":
-    column: array[Any] = array(code)
-    column.frombytes(record[at : at + column.itemsize * count])
-    if sys.byteorder == "big":
-        column.byteswap()
-    return column

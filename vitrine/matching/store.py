@@ -1,8 +1,10 @@
 """The Redis layout: a bucket's states, lists and watermark under one hash tag, written by one fenced script.
 
-    {m:17}:mark     hash: token, log, events (next offset of `user-events` in that log), applied (events, ever)
+    {m:17}:mark     hash: token, log, events (next offset of `user-events` in that log), ads (position in
+                    `ad-updates` that all of its lists reflect), applied (events, ever)
     {m:17}:states   hash: user id -> state
-    {m:17}:list:42  string: user 42's list
+    {m:17}:deleted  hash: user id -> the tombstone of the user's last deletion, which outlives a replay
+    {m:17}:list:42  string: user 42's list, with an expiry where the store has one
 
 The namespace stands before the m. The script writes only where the token is the one that its caller last read, and
 replaces it by a fresh random one; docs/decisions/0007-bucket-fence.md says why not offsets or a counter.
@@ -24,18 +26,35 @@ from vitrine.matching.fetch import Fetcher
 # One pipeline's share of a batch: bounds the bytes in flight, and lets a worker's other threads in between.
 BUCKETS_A_PIPELINE = 32
 
-# KEYS: mark, states, one list a user. ARGV: token expected ('' for no mark yet), token to set, log, events
-# offset, events applied, then user id, state and list of each user. Answers 1, or 0 where the token is another.
+KEEP = b""  # in place of a state or a list: it stays as it is
+RENEW = b"="  # in place of a list: it stays, and its expiry begins anew
+DROP = b"-"  # in place of a list: it goes, and the state is a deletion's tombstone
+
+UserWrite = tuple[int, bytes, bytes]
+"""(user id, state or KEEP, list, KEEP, RENEW or DROP)."""
+
+# KEYS: mark, states, deleted, one list a user. ARGV: token expected ('' for no mark yet), token to set, log, events
+# offset, ads position, events applied, expiry of lists in ms (0: none), then user id, state and list of each user.
+# Answers 1, or 0 where the token is another.
 SCRIPT = """
 local token = redis.call('HGET', KEYS[1], 'token')
 if (token or '') ~= ARGV[1] then return 0 end
-for i = 3, #KEYS do
-  local at = 6 + (i - 3) * 3
-  redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1])
-  redis.call('SET', KEYS[i], ARGV[at + 2])
+local expiry = ARGV[7]
+for i = 4, #KEYS do
+  local at = 8 + (i - 4) * 3
+  local state, list = ARGV[at + 1], ARGV[at + 2]
+  if state ~= '' then redis.call('HSET', KEYS[2], ARGV[at], state) end
+  if list == '-' then
+    redis.call('UNLINK', KEYS[i])
+    redis.call('HSET', KEYS[3], ARGV[at], state)
+  elseif list == '=' then
+    if expiry ~= '0' then redis.call('PEXPIRE', KEYS[i], expiry) end
+  elseif list ~= '' then
+    if expiry == '0' then redis.call('SET', KEYS[i], list) else redis.call('SET', KEYS[i], list, 'PX', expiry) end
+  end
 end
-redis.call('HSET', KEYS[1], 'token', ARGV[2], 'log', ARGV[3], 'events', ARGV[4])
-redis.call('HINCRBY', KEYS[1], 'applied', ARGV[5])
+redis.call('HSET', KEYS[1], 'token', ARGV[2], 'log', ARGV[3], 'events', ARGV[4], 'ads', ARGV[5])
+redis.call('HINCRBY', KEYS[1], 'applied', ARGV[6])
 return 1
 """
 
@@ -56,12 +75,14 @@ class Mark:
     token:  b"" where the bucket was never written
     log:    what `events` is an offset of: "Kafka cluster's id/number of partitions"
     events: next offset to apply
+    ads:    position in `ad-updates` up to which all lists of the bucket reflect it
     """
 
     token: bytes = b""
     log: str = ""
     events: int = 0
     applied: int = 0
+    ads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +90,8 @@ class BucketWrite:
     """What one script call writes, if the bucket's token is still `expected`.
 
     applied: events applied since the last write, added to the bucket's counter
-    users:   (user id, state, list) of each user whose state changed
+    users:   what is written of each user
+    ads:     position in `ad-updates` up to which all lists of the bucket then reflect it
     """
 
     bucket: int
@@ -77,7 +99,8 @@ class BucketWrite:
     log: str
     events: int
     applied: int
-    users: Sequence[tuple[int, bytes, bytes]] = ()
+    users: Sequence[UserWrite] = ()
+    ads: int = 0
 
 
 class BucketStore(Protocol):
@@ -89,12 +112,16 @@ class BucketStore(Protocol):
 
 
 class Store:
-    """The layout on one Redis; `client` answers in bytes."""
+    """The layout on one Redis; `client` answers in bytes.
 
-    def __init__(self, client: redis.Redis, namespace: str = "") -> None:
+    list_expiry_ms: how long a list is kept that is neither written nor renewed; 0: for good. States stay.
+    """
+
+    def __init__(self, client: redis.Redis, namespace: str = "", *, list_expiry_ms: int = 0) -> None:
         self._client = client
         self._fetcher = Fetcher(client)
         self._prefix = placement.qualify(namespace, "m")
+        self._expiry_ms = list_expiry_ms
         self._sha = ""
 
     def read_marks(self, buckets: Sequence[int]) -> list[Mark]:
@@ -102,11 +129,11 @@ class Store:
         with _answering():
             pipeline = self._client.pipeline(transaction=False)
             for bucket in buckets:
-                pipeline.hmget(self._key(bucket, "mark"), ["token", "log", "events", "applied"])
+                pipeline.hmget(self._key(bucket, "mark"), ["token", "log", "events", "applied", "ads"])
             rows = pipeline.execute()
         return [
-            Mark() if token is None else Mark(token, (log or b"").decode(), int(events), int(applied or 0))
-            for token, log, events, applied in rows
+            Mark() if token is None else Mark(token, log.decode(), int(events), int(applied or 0), int(ads or 0))
+            for token, log, events, applied, ads in rows
         ]
 
     def read_states(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
@@ -122,6 +149,20 @@ class Store:
             for id, state in zip(ids, states, strict=True)
             if state is not None
         }
+
+    def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
+        """All users of a bucket, in chunks: (user id, state, list). One written meanwhile may come twice."""
+        client: Any = self._client
+        cursor = 0
+        while True:
+            with _answering():
+                cursor, found = client.hscan(self._key(bucket, "states"), cursor, count=chunk)
+                ids = list(map(int, found))
+                lists = client.mget([self._list_key(bucket, user_id) for user_id in ids]) if ids else []
+            if ids:
+                yield list(zip(ids, found.values(), lists, strict=True))
+            if not cursor:
+                return
 
     def write(
         self, writes: Sequence[BucketWrite], between: Callable[[], None] = lambda: None
@@ -189,13 +230,15 @@ class Store:
     def _evaluate(self, writes: Sequence[BucketWrite], fresh: Sequence[bytes]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for write, token in zip(writes, fresh, strict=True):
-            keys = [self._key(write.bucket, "mark"), self._key(write.bucket, "states")]
+            keys = [self._key(write.bucket, what) for what in ("mark", "states", "deleted")]
             arguments: list[bytes | str | int] = [
                 write.expected,
                 token,
                 write.log,
                 write.events,
+                write.ads,
                 write.applied,
+                self._expiry_ms,
             ]
             for user_id, state, stored in write.users:
                 keys.append(self._list_key(write.bucket, user_id))

@@ -7,16 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from vitrine.api.events.v1.events_pb2 import UserEvent
+from vitrine.artifacts import ArtifactStore
 from vitrine.cli.applications import applications_root
 from vitrine.cli.bringup import Running, start_worker
 from vitrine.cli.demo.market import MarketView, Photo
 from vitrine.cli.system import RunError
 from vitrine.client import AnnClient, CtrClient, MatchingClient
+from vitrine.matching.catalog import SCHEMA, Catalog
 from vitrine.matching.record import StoredList, decode
 from vitrine.placement import qualify
 from vitrine.runtime import topics
@@ -66,7 +69,13 @@ class Stage:
     def stored(self, user_id: int) -> StoredList | None:
         """The user's list as it lies in Redis."""
         record = self.up.store.read_list(user_id)
-        return None if record is None else decode(record)
+        return None if record is None else decode(record, self.catalog)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """Whose numbers stored lists hold."""
+        store = ArtifactStore(str(self.up.store_folder), namespace=self.up.namespace)
+        return Catalog.load(store.fetch("catalog", "stable", max_schema=SCHEMA).path)
 
 
 def walk(stage: Stage) -> Walk:
@@ -138,7 +147,7 @@ def _send_and_wait(stage: Stage, event: UserEvent) -> tuple[float, bool]:
         time.sleep(0.0005)
     milliseconds = (time.perf_counter() - started) * 1e3
     served = after.served
-    changed = before is None or not np.array_equal(before.ads[:served], after.ads[:served])
+    changed = before is None or not np.array_equal(before.rankings[0].ads[:served], after.rankings[0].ads[:served])
     return milliseconds, changed
 
 
