@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrine.matching.state import JOIN_WEIGHT, MAX_CROWDS, MAX_ITEMS
+from vitrine.matching.decay import LEAST_WEIGHT
+from vitrine.matching.state import JOIN_WEIGHT, MAX_CROWDS, MAX_ITEMS, MAX_JOINED
 
 _MAX_AGE_HALF_LIVES = 64
-_LEAST_WEIGHT = np.finfo(np.float64).tiny
 
 ACT, JOIN, LEAVE, NOTHING = range(4)
 
@@ -105,7 +105,7 @@ def user_bags(
         users = np.arange(first, min(first + users_at_once, n_users))
         counts = np.diff(events.indptr)[users]
         users = users[np.argsort(-counts, kind="stable")]  # so that those with a t-th event are a prefix
-        states = _States(len(users), item_crowds, n_items, half_life_ms)
+        states = States(len(users), item_crowds, n_items, half_life_ms)
         for active, event in _steps(events.indptr[users], np.diff(events.indptr)[users]):
             asked = np.flatnonzero(wanted[event])
             if len(asked):
@@ -126,7 +126,7 @@ def _steps(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> Iterator[tup
         yield active, starts[:active] + t
 
 
-class _States:
+class States:
     """States of n users as slots: id -1 is an empty slot, whose weight is 0."""
 
     def __init__(
@@ -139,9 +139,9 @@ class _States:
         self.crowd_indptr, self.crowd_ids = item_crowds
         widest = int(np.diff(self.crowd_indptr).max(initial=1))
         self.items = np.full((n, MAX_ITEMS + 1), -1, np.int32)
-        self.item_w = np.zeros(self.items.shape)
+        self.item_w = np.zeros(self.items.shape, np.float32)
         self.crowds = np.full((n, MAX_CROWDS + max(widest, 1)), -1, np.int32)
-        self.crowd_w = np.zeros(self.crowds.shape)
+        self.crowd_w = np.zeros(self.crowds.shape, np.float32)
         self.joined = np.zeros(self.crowds.shape, bool)
         self.landmark = np.zeros(n, np.int64)
         self.fresh = np.ones(n, bool)
@@ -164,26 +164,38 @@ class _States:
         growth = np.zeros(active)
         growth[adds] = self._growth(adds, events.time_ms[event[adds]])
         acts = np.flatnonzero(op == ACT)
-        weight = events.weight[event[acts]] * growth[acts]
+        weight = _as_weight(events.weight[event[acts]] * growth[acts])
         acts, weight = acts[weight > 0], weight[weight > 0]
         items = target[acts]
         _add(self.items, self.item_w, acts, items, weight)
         _bound(self.items, self.item_w, None, acts, MAX_ITEMS)
         counts = self.crowd_indptr[items + 1] - self.crowd_indptr[items]
+        joins = np.flatnonzero(op == JOIN)
+        self._make_room(acts, int(counts.max(initial=0)))
+        self._make_room(joins, 1)
         for j in range(int(counts.max(initial=0))):
             has = counts > j
             crowds = self.crowd_ids[self.crowd_indptr[items[has]] + j]
             _add(self.crowds, self.crowd_w, acts[has], crowds, weight[has])
-        joins = np.flatnonzero(op == JOIN)
         if len(joins):
-            weight = np.maximum(JOIN_WEIGHT * growth[joins], _LEAST_WEIGHT)
+            weight = np.maximum(_as_weight(JOIN_WEIGHT * growth[joins]), np.float32(LEAST_WEIGHT))
             slot = _add(self.crowds, self.crowd_w, joins, target[joins], weight)
             self.joined[joins, slot] = True
-        _bound(self.crowds, self.crowd_w, self.joined, np.concatenate([acts, joins]), MAX_CROWDS)
+        _bound(self.crowds, self.crowd_w, self.joined, acts, MAX_CROWDS, are_joined=False)
+        _bound(self.crowds, self.crowd_w, self.joined, joins, MAX_JOINED, are_joined=True)
         leaves = np.flatnonzero(op == LEAVE)
         if len(leaves):
             user, slot = np.nonzero(self.crowds[leaves] == target[leaves, None])
             _clear(self.crowds, self.crowd_w, self.joined, leaves[user], slot)
+
+    def _make_room(self, users: NDArray[np.integer], more: int) -> None:
+        """Widens the crowds' slots where any of these users may need `more` than are empty."""
+        held = int((self.crowds[users] >= 0).sum(axis=1).max(initial=0))
+        missing = held + more - self.crowds.shape[1]
+        if missing > 0:
+            wider = ((0, 0), (0, max(missing, MAX_CROWDS)))
+            self.crowds = np.pad(self.crowds, wider, constant_values=-1)
+            self.crowd_w, self.joined = np.pad(self.crowd_w, wider), np.pad(self.joined, wider)
 
     def _growth(self, users: NDArray[np.int64], time_ms: NDArray[np.int64]) -> NDArray[np.float64]:
         """2^((time - landmark) / half-life), once landmarks that are unset or too old have moved."""
@@ -195,10 +207,10 @@ class _States:
         if len(old):
             rows = users[old]
             factor = np.ldexp(1.0, -whole[old])[:, None]
-            self.item_w[rows] *= factor
+            self.item_w[rows] = _as_weight(self.item_w[rows] * factor)
             self.items[rows] = np.where(self.item_w[rows] > 0, self.items[rows], -1)
-            scaled = self.crowd_w[rows] * factor
-            scaled = np.where(self.joined[rows], np.maximum(scaled, _LEAST_WEIGHT), scaled)
+            scaled = _as_weight(self.crowd_w[rows] * factor)
+            scaled = np.where(self.joined[rows], np.maximum(scaled, np.float32(LEAST_WEIGHT)), scaled)
             self.crowd_w[rows] = scaled
             self.crowds[rows] = np.where(scaled > 0, self.crowds[rows], -1)
             self.landmark[rows] += whole[old] * self.half_life_ms
@@ -209,10 +221,10 @@ class _States:
 
 def _add(
     ids: NDArray[np.int32],
-    weights: NDArray[np.float64],
+    weights: NDArray[np.float32],
     users: NDArray[np.int64],
     target: NDArray[np.int32],
-    weight: NDArray[np.float64],
+    weight: NDArray[np.float32],
 ) -> NDArray[np.int64]:
     """Add `weight` to each user's `target`, in its slot or the first empty one; returns the slots."""
     held = ids[users]
@@ -227,28 +239,31 @@ def _add(
 
 def _bound(
     ids: NDArray[np.int32],
-    weights: NDArray[np.float64],
+    weights: NDArray[np.float32],
     joined: NDArray[np.bool_] | None,
     users: NDArray[np.int64],
     most: int,
+    *,
+    are_joined: bool = False,
 ) -> None:
-    """Empty the smallest slots of users who hold more than `most`: joined last, higher ids first among equals."""
-    users = users[(ids[users] >= 0).sum(axis=1) > most]
-    while len(users):
-        held = ids[users] >= 0
-        out = held
+    """Empty the smallest slots of users who hold more than `most`, higher ids first among equals; of crowds only
+    those count that are joined, or that are not."""
+    while True:
+        out = ids[users] >= 0
         if joined is not None:
-            free = held & ~joined[users]
-            out = np.where(free.any(axis=1, keepdims=True), free, held)
+            out &= joined[users] == are_joined
+        over = out.sum(axis=1) > most
+        users, out = users[over], out[over]
+        if not len(users):
+            return
         w = np.where(out, weights[users], np.inf)
         slot = np.where(w == w.min(axis=1, keepdims=True), ids[users], -1).argmax(axis=1)
         _clear(ids, weights, joined, users, slot)
-        users = users[(ids[users] >= 0).sum(axis=1) > most]
 
 
 def _clear(
     ids: NDArray[np.int32],
-    weights: NDArray[np.float64],
+    weights: NDArray[np.float32],
     joined: NDArray[np.bool_] | None,
     users: NDArray[np.int64],
     slot: NDArray[np.int64],
@@ -259,8 +274,14 @@ def _clear(
         joined[users, slot] = False
 
 
-def _unit(w: NDArray[np.float64]) -> NDArray[np.float32]:
+def _as_weight(x: NDArray[np.float64]) -> NDArray[np.float32]:
+    """`vitrine.matching.decay.as_weight` of many."""
+    return np.where(x >= LEAST_WEIGHT, x, 0.0).astype(np.float32)
+
+
+def _unit(held: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of weights scaled to length 1, as `vitrine.features.context` does it; a row of zeros stays."""
+    w = held.astype(np.float64)
     w = w / np.where(most := w.max(axis=1, keepdims=True), most, 1)
     length = np.sqrt((w * w).sum(axis=1, keepdims=True))
     return (w / np.where(length, length, 1)).astype(np.float32)
