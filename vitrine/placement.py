@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 BUCKETS = 1024
 
+_ARM_SALT = 0x61726D  # "arm"
+_MASK = (1 << 64) - 1
+
 
 def murmur2(key: bytes) -> int:
     """Kafka's murmur2 (org.apache.kafka.common.utils.Utils) of any key, as an unsigned 32-bit number."""
@@ -51,6 +54,25 @@ def partition_of_bucket(bucket: int, partitions: int) -> int:
     if partitions < 1 or partitions > BUCKETS or partitions & (partitions - 1):
         raise ValueError(f"partitions: expected a power of two from 1 to {BUCKETS}, got {partitions}")
     return bucket % partitions
+
+
+def arm_of(user_id: int, share: int) -> str:
+    """Model arm of a user, "a" or "b", where `share` of 1,000 users are in b: by a hash that no bucket knows.
+
+    Users stay in b while the share grows.
+    """
+    z = (user_id + _ARM_SALT * 0x9E3779B97F4A7C15) & _MASK  # splitmix64 (Steele, Lea, Flood, 2014)
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+    return "b" if (z ^ z >> 31) % 1000 < share else "a"
+
+
+def arms_of(ids: NDArray[np.uint64], share: int) -> NDArray[np.bool_]:
+    """(n,) whether each user is in arm b, as `arm_of` says."""
+    z = ids + np.uint64(_ARM_SALT * 0x9E3779B97F4A7C15 & _MASK)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return np.asarray((z ^ z >> np.uint64(31)) % np.uint64(1000) < np.uint64(share))
 
 
 def qualify(namespace: str, name: str) -> str:

@@ -57,3 +57,20 @@ def test_a_partition_count_that_would_split_buckets_is_refused(partitions):
 def test_a_namespace_prefixes_names_and_none_leaves_them():
     assert placement.qualify("demo", "user-events") == "demo.user-events"
     assert placement.qualify("", "user-events") == "user-events"
+
+
+@given(st.lists(IDS, min_size=1, max_size=20), st.integers(0, 1000))
+def test_one_user_and_many_are_in_the_same_arm(ids, share):
+    arms = placement.arms_of(np.array(ids, np.uint64), share)
+    assert arms.tolist() == [placement.arm_of(id, share) == "b" for id in ids]
+    assert not share or placement.arms_of(np.array(ids, np.uint64), 1000).all()
+
+
+def test_arm_b_has_its_share_in_every_bucket_and_keeps_it_while_it_grows():
+    ids = np.arange(1, 200_001, dtype=np.uint64)
+    tenth, half = placement.arms_of(ids, 100), placement.arms_of(ids, 500)
+    assert abs(tenth.mean() - 0.1) < 0.003
+    assert half[tenth].all()
+    sixteenths = placement.buckets_of(ids) // 64
+    shares = np.bincount(sixteenths, half) / np.bincount(sixteenths)
+    assert np.abs(shares - 0.5).max() < 0.025  # 5 standard deviations of 12,500 users
