@@ -19,7 +19,23 @@ from vitrine.data.validate import MAX_IMAGE_BYTES, MAX_PROBLEMS, validate
 def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("market")
     write_market(folder, users=40, ads=30, crowds=8, pictures=4, seed=5)
+    ads = pq.read_table(folder / "ads.parquet")
+    for name, values in OPTIONAL.items():
+        kind = TABLES["ads"].schema.field(name).type
+        ads = ads.append_column(name, pa.array((values * len(ads))[: len(ads)], kind))
+    pq.write_table(ads, folder / "ads.parquet")
+    negatives = pa.table([[ads["ad_id"][0].as_py()], [1]], TABLES["negatives"].schema)
+    pq.write_table(negatives, folder / "negatives.parquet")
     return folder
+
+
+OPTIONAL = {
+    "placement_groups": [None, 0, 15],
+    "max_impressions": [3, None],
+    "start_ms": [10**12, None],
+    "end_ms": [10**12 + 1, None],
+    "daily_budget": [0.5, 0.0, None],
+}
 
 
 @pytest.fixture
@@ -74,14 +90,26 @@ def test_a_missing_file_is_named_with_its_columns(market, table):
     assert TABLES[table].columns[0].name in problem
 
 
-@pytest.mark.parametrize("table", ["holdout", "images"])
+def test_optional_columns_may_be_absent_and_read_as_null(market):
+    path = market / "ads.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(list(OPTIONAL)), path)
+    validate(market)
+    table = Market(market).table("ads")
+    assert table.schema == TABLES["ads"].schema
+    assert all(table[name].null_count == 30 for name in OPTIONAL)
+    assert Market(market).column("ads", "daily_budget").tolist() == [0.0] * 30
+
+
+@pytest.mark.parametrize("table", ["holdout", "images", "negatives"])
 def test_optional_tables_may_be_absent(market, table):
     (market / TABLES[table].file).unlink()
     validate(market)
     assert Market(market).rows(table) == 0
 
 
-@pytest.mark.parametrize(("table", "column"), [(t.name, c.name) for t in TABLES.values() for c in t.columns])
+@pytest.mark.parametrize(
+    ("table", "column"), [(t.name, c.name) for t in TABLES.values() for c in t.columns if not c.optional]
+)
 def test_a_missing_column_is_named_with_those_that_are_there(market, table, column):
     path = market / TABLES[table].file
     pq.write_table(pq.read_table(path).drop_columns(column), path)
@@ -128,6 +156,14 @@ def test_wider_types_of_the_same_family_are_read_as_the_schema(market):
 
 
 BAD_CELLS = [
+    ("ads", 3, "placement_groups", 16, "16 is not 1 to 15; null says none"),
+    ("ads", 3, "max_impressions", (-1, pa.int64()), "-1 is not 1 to 4,294,967,295; null says none"),
+    ("ads", 3, "start_ms", 1_700_000_000, "1700000000 is not 100,000,000,000 to 4,102,444,800,000; null says none"),
+    ("ads", 0, "end_ms", 10**12, "1000000000000 is not after start_ms, 1000000000000"),
+    ("ads", 3, "daily_budget", float("nan"), "nan is not 1e-06 to 1,000,000,000,000; null says none"),
+    ("ads", 3, "daily_budget", -2.0, "-2 is not 1e-06 to 1,000,000,000,000; null says none"),
+    ("negatives", 0, "crowd_id", 999, "999 is not in crowds.parquet"),
+    ("negatives", 0, "ad_id", 999, "999 is not in ads.parquet"),
     ("users", 3, "user_id", 0, "0 is not an id; ids are whole numbers from 1"),
     ("users", 3, "user_id", (-7, pa.int64()), "-7 is not an id; ids are whole numbers from 1"),
     ("users", 3, "user_id", None, "is null"),

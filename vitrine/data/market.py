@@ -58,7 +58,10 @@ class Market:
         names = list(columns) if columns is not None else schema.names
         fields = pa.schema([schema.field(n) for n in names])
         with pq.ParquetFile(self.path(table)) as file:
-            for batch in file.iter_batches(batch_size=rows, columns=names):
+            there = [name for name in names if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=rows, columns=there):
+                for name in set(names) - set(there):
+                    batch = batch.append_column(name, pa.nulls(batch.num_rows, schema.field(name).type))
                 yield batch.select(names).cast(fields)
 
     def table(self, name: str, columns: Iterable[str] | None = None) -> pa.Table:
@@ -68,9 +71,9 @@ class Market:
         return pa.Table.from_batches(self.batches(name, names), pa.schema([schema.field(n) for n in names]))
 
     def column(self, table: str, column: str) -> NDArray[Any]:
-        """One whole column as numpy, nulls as 0 (ids) or None (strings)."""
+        """One whole column as numpy, nulls as 0 (numbers) or None (strings)."""
         values = self.table(table, [column])[column]
-        if values.null_count and pa.types.is_integer(values.type):
+        if values.null_count and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
             values = values.fill_null(0)
         return np.asarray(values.to_numpy())
 
@@ -103,7 +106,7 @@ def missing(folder: Path, table: Table) -> list[str]:
         f"{table.file}, column {c.name}: missing; the file has {', '.join(found.names) or 'no columns'}; "
         f"wanted is {c.type} ({c.doc})"
         for c in table.columns
-        if c.name not in found.names
+        if c.name not in found.names and not c.optional
     ]
 
 
@@ -122,10 +125,20 @@ class MarketWriter:
         self._meta = meta
         self._rows: dict[str, int] = {}
         self._writers: dict[str, pq.ParquetWriter] = {}
+        self._schemas: dict[str, pa.Schema] = {}
 
     def write(self, table: str, **columns: Any) -> None:
-        """Append one row group: columns are numpy arrays, lists or Arrow arrays, all columns of the schema."""
-        schema = TABLES[table].schema
+        """Append one row group: columns are numpy arrays, lists or Arrow arrays, all columns of the schema.
+
+        A file has those of the optional columns that its first row group has.
+        """
+        if table in self._writers:
+            schema = self._schemas[table]
+        else:
+            optional = {c.name for c in TABLES[table].columns if c.optional}
+            schema = self._schemas[table] = TABLES[table].schema_of(
+                [name for name in TABLES[table].schema.names if name in columns or name not in optional]
+            )
         batch = pa.table([_array(columns[f.name], f.type) for f in schema], schema=schema)
         if table not in self._writers:
             self._writers[table] = pq.ParquetWriter(self.folder / TABLES[table].file, schema, compression="zstd")

@@ -4,6 +4,7 @@ Ids are uint64 and never 0. A file may hold a wider or narrower type of the same
 float64 bids, dictionary strings): `accepts` says which, and `vitrine.data.market` casts on reading.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -20,6 +21,9 @@ EVENT_KINDS: dict[str, str] = {
 
 SPLITS = ("train", "validation", "test")
 
+MIN_TIME_MS, MAX_TIME_MS = 10**11, 4_102_444_800_000
+"""1973 to 2100: what lies outside is seconds, micro- or nanoseconds taken for milliseconds."""
+
 
 class DataError(ValueError):
     """A market folder is wrong; `problems` says each time which file, row and column, and what would be right."""
@@ -32,12 +36,18 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: `nullable` columns may hold nulls; `doc` is the sentence of docs/data.md."""
+    """One column: `nullable` columns may hold nulls; `doc` is the sentence of docs/data.md.
+
+    optional: the file may lack the column, which then is null in every row
+    bounds:   of a number that is no id, both included; null and 0 say that there is none
+    """
 
     name: str
     type: pa.DataType
     doc: str
     nullable: bool = False
+    optional: bool = False
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +68,15 @@ class Table:
     @property
     def schema(self) -> pa.Schema:
         """Arrow schema, columns in the order they are written."""
-        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+        return self.schema_of([c.name for c in self.columns])
+
+    def schema_of(self, names: Collection[str]) -> pa.Schema:
+        """Arrow schema of those columns that are named, in the order they are written."""
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns if c.name in names])
+
+
+def _bound(name: str, type: pa.DataType, doc: str, low: float, high: float) -> Column:
+    return Column(name, type, doc, nullable=True, optional=True, bounds=(low, high))
 
 
 _EVENT_COLUMNS = (
@@ -97,6 +115,33 @@ TABLES: dict[str, Table] = {
                 Column("advertiser_id", pa.uint64(), "who pays"),
                 Column("item_id", pa.uint64(), "the item advertised; null for an ad of none", nullable=True),
                 Column("title", pa.string(), "title for people"),
+                _bound(
+                    "placement_groups",
+                    pa.uint8(),
+                    "placement groups it may stand in, bit 0 the first; none: all",
+                    1,
+                    15,
+                ),
+                _bound(
+                    "max_impressions",
+                    pa.uint32(),
+                    "impressions to one user before it rests for the user",
+                    1,
+                    2**32 - 1,
+                ),
+                _bound(
+                    "start_ms",
+                    pa.int64(),
+                    "shown from then on, milliseconds since 1970 UTC",
+                    MIN_TIME_MS,
+                    MAX_TIME_MS,
+                ),
+                _bound(
+                    "end_ms", pa.int64(), "shown until then, milliseconds since 1970 UTC", MIN_TIME_MS, MAX_TIME_MS
+                ),
+                _bound(
+                    "daily_budget", pa.float64(), "spend a UTC day after which it rests, currency units", 1e-6, 1e12
+                ),
             ),
             "what is shown",
             key=("ad_id",),
@@ -110,6 +155,16 @@ TABLES: dict[str, Table] = {
             ),
             "what an ad pays for a click of a crowd's member",
             key=("crowd_id", "ad_id"),
+        ),
+        Table(
+            "negatives",
+            (
+                Column("ad_id", pa.uint64(), "the ad"),
+                Column("crowd_id", pa.uint64(), "the crowd whose members never see it"),
+            ),
+            "crowds that an ad keeps away from",
+            key=("ad_id", "crowd_id"),
+            optional=True,
         ),
         Table("events", _EVENT_COLUMNS, "what users did, in each user's order of time"),
         Table(

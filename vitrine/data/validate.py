@@ -5,7 +5,7 @@ ids, and each user's last time.
 """
 
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,39 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitrine.data.market import missing
-from vitrine.data.schemas import EVENT_KINDS, SPLITS, TABLES, Column, DataError, Table, accepts
+from vitrine.data.schemas import (
+    EVENT_KINDS,
+    MAX_TIME_MS,
+    MIN_TIME_MS,
+    SPLITS,
+    TABLES,
+    Column,
+    DataError,
+    Table,
+    accepts,
+)
 
 __all__ = ["DataError", "validate"]
 
 MAX_PROBLEMS = 20
 MAX_BID = 1_000_000.0
 """Bids above this are taken for a mistake of units."""
-MIN_TIME_MS, MAX_TIME_MS = 10**11, 4_102_444_800_000
-"""1973 to 2100: what lies outside is seconds, micro- or nanoseconds taken for milliseconds."""
 MAX_IMAGE_BYTES = 4 << 20
 MAX_IMAGE_PIXELS = 4096 * 4096
 
 _BATCH_ROWS = 1 << 16
 _REFERENCES = {"user_id": "users", "crowd_id": "crowds", "item_id": "items", "ad_id": "ads"}
-_ORDER = ("users", "crowds", "items", "ads", "bids", "events", "holdout", "images")  # referenced before referring
+_ORDER = (
+    "users",
+    "crowds",
+    "items",
+    "ads",
+    "bids",
+    "negatives",
+    "events",
+    "holdout",
+    "images",
+)  # referenced before referring
 
 _REPORTED = np.uint64(2**64 - 1)  # stands for an id that was refused, so that it is told once
 _NOT_AN_ID = "is not an id; ids are whole numbers from 1"
@@ -78,12 +96,13 @@ class _Check:
         """Read one file through all its checks."""
         self._table, self._start = table, 0
         with pq.ParquetFile(self.folder / table.file) as file:
-            if not self._types(file.schema_arrow):
+            there = [c for c in table.columns if c.name in file.schema_arrow.names]
+            if not self._types(there, file.schema_arrow):
                 return
             rows, keys = file.metadata.num_rows, []
             last = _LastTimes(self._ids.get("users", np.empty(0, np.uint64)))
-            for batch in file.iter_batches(_BATCH_ROWS, columns=[c.name for c in table.columns]):
-                columns = {c.name: self._column(c, batch.column(c.name)) for c in table.columns}
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[c.name for c in there]):
+                columns = {c.name: self._column(c, batch.column(c.name)) for c in there}
                 self._rows(columns, last)
                 keys.append(np.stack([columns[name] for name in table.key]) if table.key else np.empty((0, 0)))
                 self._start += batch.num_rows
@@ -97,8 +116,8 @@ class _Check:
 
     # One method a family of mistakes. Values that are already reported are put right, so as to be reported once.
 
-    def _types(self, found: pa.Schema) -> bool:
-        wrong = [c for c in self._table.columns if not accepts(c.type, found.field(c.name).type)]
+    def _types(self, columns: Sequence[Column], found: pa.Schema) -> bool:
+        wrong = [c for c in columns if not accepts(c.type, found.field(c.name).type)]
         for column in wrong:
             self._say(None, column.name, f"is {found.field(column.name).type}; wanted is {column.type}")
         return not wrong
@@ -113,6 +132,8 @@ class _Check:
             return values
         if pa.types.is_string(column.type):
             return values.cast(pa.string())
+        if column.bounds is not None:
+            return self._bounded(column.name, column.bounds, values)
         if column.name == "time_ms":
             return values.fill_null(MIN_TIME_MS).cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False)
         if pa.types.is_floating(column.type):
@@ -127,11 +148,23 @@ class _Check:
         self._each(bad, name, lambda row: f"{numbers[row]} {_NOT_AN_ID}")
         return np.asarray(np.where(bad, _REPORTED, numbers.astype(np.uint64)))
 
+    def _bounded(self, name: str, bounds: tuple[float, float], values: pa.Array) -> NDArray[np.float64]:
+        """Numbers that are no ids; null is 0, no bound, and so is what is wrong, once reported."""
+        numbers = values.fill_null(0).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        good = (numbers == 0) | ((numbers >= bounds[0]) & (numbers <= bounds[1]))
+        low, high = (f"{bound:,.16g}" for bound in bounds)
+        self._each(~good, name, lambda row: f"{numbers[row]:.16g} is not {low} to {high}; null says none")
+        return np.where(good, numbers, 0.0)
+
     def _rows(self, columns: dict[str, Any], last: "_LastTimes") -> None:
         """Checks of a table's own."""
         name = self._table.name
         if name == "bids":
             self._bids(columns["bid"])
+        if name == "ads" and {"start_ms", "end_ms"} <= columns.keys():
+            start, end = columns["start_ms"], columns["end_ms"]
+            early = (end > 0) & (end <= start)
+            self._each(early, "end_ms", lambda row: f"{end[row]:.0f} is not after start_ms, {start[row]:.0f}")
         for column in _REFERENCES.keys() & columns.keys():
             if self._table.key != (column,) or name == "holdout":
                 self._references(column, columns[column])
