@@ -1,0 +1,1 @@
+"""What matching without truncation is worth: one market, two systems that differ in matching alone."""
