@@ -1,6 +1,9 @@
 """The stored list's bytes."""
 
 import dataclasses
+import struct
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,13 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matching_kit import small_catalog
 
-from vitrine.api.features.v1.features_pb2 import UserContext
-from vitrine.api.matching.v1.matching_pb2 import GetMatchesResponse
-from vitrine.matching import answer
+from vitrine.matching.catalog import NO_NUMBER
 from vitrine.matching.events import RecordError
 from vitrine.matching.record import Ranking, StoredList, decode, encode, encode_many, open_record
 
 CATALOG = small_catalog(crowds=40)
+NO_KEYS, NO_WEIGHTS = np.empty(0, np.uint64), np.empty(0, np.float32)
 u64 = st.integers(0, 2**64 - 1)
 f32 = st.floats(0, width=32, allow_nan=False, allow_infinity=False)
 
@@ -89,28 +91,66 @@ def test_a_newer_schema_is_refused(stored):
         decode(record[:4] + b"\x03\x00" + record[6:], CATALOG)
 
 
-def answered(stored, k, hidden):
-    """The oracle of `answer.from_record`: the message filled entry by entry."""
-    ranking = stored.rankings[0]
-    rows = [row for row, ad in enumerate(ranking.ads.tolist()) if ad not in hidden][:k]
-    response = GetMatchesResponse(
-        catalog_version=stored.catalog_version,
-        towers_version=stored.towers_version,
-        context=UserContext(keys=stored.keys.tolist(), weights=stored.weights.tolist()),
+@given(rankings())
+def test_a_catalog_that_grew_reads_the_same_ads_and_an_older_one_leaves_out_what_it_lacks(ranking):
+    """Numbers are permanent: ordinals shift as ids come between, numbers do not."""
+    grown = small_catalog(crowds=40, ads=150)
+    stored = StoredList(7, (ranking,), NO_KEYS, NO_WEIGHTS, 10, "c1", "t1")
+    shuffled = np.random.default_rng(5).permutation(len(CATALOG.ads)).astype(np.uint32)
+    newer = dataclasses.replace(grown, ad_numbers=shuffled)
+    assert same(decode(encode(stored, newer), newer), stored)
+    hidden = shuffled[:50]
+    older = dataclasses.replace(
+        grown, ad_numbers=np.where(np.isin(shuffled, hidden), NO_NUMBER, shuffled).astype(np.uint32)
     )
-    response.ad_ids.extend(ranking.ads[rows].tolist())
-    response.values.extend(ranking.values[rows].tolist())
-    response.crowd_ids.extend(ranking.crowds[rows].tolist())
-    return response
+    read = decode(encode(stored, newer), older).rankings[0]
+    lost = np.isin(ranking.ads, newer.ads[np.isin(shuffled, hidden)])
+    assert read.ads.tolist() == ranking.ads[~lost].tolist()
+    assert read.values.tolist() == ranking.values[~lost].tolist()
+    assert read.crowds.tolist() == ranking.crowds[~lost].tolist()
 
 
-@given(stored_lists(), st.integers(1, 250), st.data())
-def test_the_answer_has_what_is_not_hidden_in_its_order(stored, k, data):
-    if not stored.rankings:
-        return
-    ads = stored.rankings[0].ads.tolist()
-    hidden = set(data.draw(st.lists(st.sampled_from([*ads, 1]), max_size=20)))
-    response, header = answer.from_record(encode(stored, CATALOG), k, hidden, CATALOG)
-    response.ClearField("bids")
-    assert response == answered(stored, k, hidden)
-    assert (header.revision, header.append_ms) == (stored.revision, stored.append_ms)
+def test_a_list_of_schema_1_is_read_without_its_bids():
+    ads, values = np.array([9, 6], np.uint64), np.array([2, 1], np.float32)
+    header = struct.pack("<4sHHQQQqQfHHHHH", b"VMLS", 1, 1, 7, 3, 12, 99, 0, 0.0, 10, 2, 1, 2, 2)
+    body = header + ads.tobytes() + ads.tobytes() + NO_KEYS.tobytes() + struct.pack("<Q", 5)
+    body += values.tobytes() + values.tobytes() + struct.pack("<f", 0.5) + b"c1t1"
+    old = body + struct.pack("<I", zlib.crc32(body))
+    read = decode(old, CATALOG)
+    assert (read.user_id, read.revision, read.offset, read.append_ms, read.served) == (7, 3, 12, 99, 10)
+    assert (read.position, read.epoch, read.arm) == (0, -1, "a")
+    (ranking,) = read.rankings
+    assert (ranking.ads.tolist(), ranking.crowds.tolist(), ranking.values.tolist()) == ([9, 6], [9, 6], [2.0, 1.0])
+    assert ranking.complete
+    assert (read.keys.tolist(), read.weights.tolist()) == ([5], [0.5])
+    assert open_record(old).revision == 3
+    with pytest.raises(RecordError):
+        decode(old[:-1], CATALOG)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [-1.0], [float("nan")], [float("inf"), 1.0]])
+def test_values_that_are_no_ranking_are_never_written(values):
+    n = len(values)
+    ids = np.arange(1, n + 1, dtype=np.uint64)
+    wrong = Ranking(ids, np.array(values, np.float32), ids, True, 0.0, 0)
+    with pytest.raises(ValueError, match="non-increasing"):
+        encode(StoredList(7, (wrong,), NO_KEYS, NO_WEIGHTS, 10, "c1", "t1"), CATALOG)
+
+
+def test_a_list_of_200_ads_under_a_catalog_of_millions_takes_at_most_1800_bytes():
+    rng = np.random.default_rng(1)
+    ads, crowds = 5_000_000, 20_000_000
+    catalog = SimpleNamespace(  # the part of a catalog that records need, without its postings
+        ads=np.arange(1, ads + 1, dtype=np.uint64) * 7,
+        crowds=np.arange(1, crowds + 1, dtype=np.uint64),
+        ad_numbers=np.arange(ads, dtype=np.uint32),
+        crowd_numbers=np.arange(crowds, dtype=np.uint32),
+    )
+    values = np.sort(rng.lognormal(-3, 1, 100_000).astype(np.float32))[::-1][:200]
+    won = rng.choice(catalog.crowds, 64)
+    ranking = Ranking(
+        rng.choice(catalog.ads, 200), values, won[rng.integers(0, 64, 200)], False, float(values[-1]), 2**60
+    )
+    version = "20261124-180000-abcdef0123"
+    stored = StoredList(2**63, (ranking,), NO_KEYS, NO_WEIGHTS, 100, version, version, "b", 2**40, 2**40)
+    assert len(encode(stored, catalog)) <= 1_800

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matching_kit import DAY_MS, START_MS, random_event, small_catalog
 
-from vitrine.api.events.v1.events_pb2 import CrowdChange, ItemAction, UserEvent
+from vitrine.api.events.v1.events_pb2 import AdBlock, CrowdChange, ItemAction, UserEvent
 from vitrine.data.replay import user_event
 from vitrine.matching import decay, state
 from vitrine.matching.events import MAX_VALUE_BYTES, RecordError, parse_event
@@ -198,6 +200,171 @@ def test_a_click_counts_half_a_purchase_of_the_ads_item():
     assert user.crowds == dict.fromkeys(CATALOG.item_crowds(item).tolist(), 0.5)
 
 
+def block(ad: int, *, unblocked: bool = False) -> UserEvent:
+    return UserEvent(user_id=USER, time_ms=START_MS, block=AdBlock(ad_id=ad, unblocked=unblocked))
+
+
+def other(kind: str) -> UserEvent:
+    return UserEvent(user_id=USER, time_ms=START_MS, **{kind: {}})
+
+
+def applied(user: UserState, each: UserEvent, append_ms: int = START_MS, offset: int = 1_000) -> state.Folded:
+    return fold(user, each, append_ms, offset, TABLE)
+
+
+def test_a_blocked_ad_is_kept_until_it_is_unblocked():
+    user = UserState(USER)
+    assert applied(user, block(3)).exclusions
+    assert not applied(user, block(3)).exclusions
+    applied(user, block(6))
+    assert state.decode(state.encode(user)).blocked == {3, 6} == user.blocked
+    assert applied(user, block(3, unblocked=True)).exclusions
+    assert not applied(user, block(3, unblocked=True)).exclusions
+    assert user.blocked == {6}
+    user = folded([block(1 + i) for i in range(state.MAX_BLOCKED + 2)])
+    assert user.blocked == set(range(3, state.MAX_BLOCKED + 3))
+
+
+def test_a_rematch_changes_nothing_but_the_revision():
+    user = folded([event("purchase"), event("impression")])
+    take(user)
+    before = state.encode(user)
+    outcome = applied(user, other("rematch"), offset=1)
+    assert outcome == state.Folded(rematch=True)
+    user.revision -= 1
+    user.append_ms = state.decode(before).append_ms
+    user.clock_ms = state.decode(before).clock_ms
+    assert state.encode(user) == before
+
+
+def test_a_deletion_leaves_a_tombstone_that_does_not_tell_what_was_there():
+    one = folded([event("purchase"), event("join", crowd=5), block(3), event("impression")])
+    two = UserState(USER)
+    for user in (one, two):
+        outcome = applied(user, other("deletion"), START_MS + 5, 40)
+        assert outcome.deleted
+        assert user.is_tombstone
+        assert (user.deleted_ms, user.deleted_offset, user.offset) == (START_MS + 5, 40, 41)
+    assert state.encode(one) == state.encode(two)
+    assert state.decode(state.encode(one)).is_tombstone
+
+
+def test_what_was_appended_before_a_deletion_stays_forgotten_when_it_is_read_again():
+    user = folded([event("purchase")])
+    applied(user, other("deletion"), START_MS, 40)
+    tombstone = state.encode(user)
+    for offset in (0, 39, 40):
+        assert applied(user, event("purchase"), START_MS, offset) == state.Folded(applied=False)
+    assert state.encode(user) == tombstone
+    later = applied(user, event("purchase"), START_MS, 41)
+    assert later.applied
+    assert not user.is_tombstone
+    assert (user.revision, user.deleted_offset) == (1, 40)
+    assert state.decode(state.encode(user)).deleted_offset == 40
+    # Refolded from the tombstone on, the same bytes.
+    again = state.decode(tombstone)
+    for offset, each in ((3, event("view")), (40, other("deletion")), (41, event("purchase"))):
+        applied(again, each, START_MS, offset)
+    assert state.encode(again) == state.encode(user)
+
+
+def test_a_counter_of_impressions_begins_anew_a_window_after_the_last():
+    window = TABLE.cap_window_ms
+    user = folded([event("impression", START_MS), event("impression", START_MS + window - 1_000)])
+    seen = user.ads[3]
+    assert (seen.impressions, state.capped(seen, 2, user.clock_ms, window)) == (2, True)
+    assert not state.capped(seen, 0, user.clock_ms, window), "0 is no bound"
+    assert not state.capped(seen, 3, user.clock_ms, window)
+    assert not state.capped(seen, 2, seen.last_ms + window, window)
+    applied(user, event("impression", START_MS + 2 * window), START_MS + 2 * window)
+    assert user.ads[3].impressions == 1
+
+
+def test_a_late_impression_neither_moves_the_window_back_nor_is_lost():
+    user = folded([event("impression", START_MS + 9_000), event("impression", START_MS)])
+    assert user.ads[3] == state.SeenAd(2, 0, START_MS + 9_000)
+
+
+def take(user: UserState) -> None:
+    state.take_tower(user, 0.5, np.ones(2, np.float32), "t1", 9)
+
+
+def test_the_tower_is_due_often_at_first_then_every_eighth_change():
+    user, due = UserState(USER), []
+    for i in range(60):
+        if applied(user, event("view", item=1_000 + i), offset=i).due:
+            due.append(i + 1)
+            take(user)
+    assert due == [1, 2, 3, 5, 7, 10, 14, 19, 26, 34, 42, 50, 58]
+
+
+def test_a_tower_that_misses_a_change_is_due_once_the_users_clock_is_a_day_past_it():
+    user = folded([event("view", item=1_000 + i) for i in range(40)])
+    take(user)
+    assert not applied(user, event("view")).due
+    assert not applied(user, event("impression", START_MS + state.DAY_MS - 1), START_MS + 10 * DAY_MS).due
+    assert applied(user, event("impression", START_MS + state.DAY_MS), START_MS + 10 * DAY_MS).due
+    take(user)
+    assert not applied(user, event("impression", START_MS + 9 * DAY_MS), START_MS + 10 * DAY_MS).due, "it has all"
+
+
+def test_a_users_first_event_makes_a_tower_due_whatever_it_is():
+    assert applied(UserState(USER), event("impression")).due
+
+
+def test_the_outcome_says_whether_the_user_entered_or_left_a_crowd():
+    user = UserState(USER)
+    assert applied(user, event("purchase")).crowds
+    again = applied(user, event("purchase"))
+    assert (again.features, again.crowds) == (True, False)
+    assert applied(user, event("join", crowd=999_979)).crowds
+    assert not applied(user, event("join", crowd=999_979)).crowds
+    assert applied(user, event("leave", crowd=999_979)).crowds
+    gone = applied(user, event("leave", crowd=999_979))
+    assert (gone.features, gone.crowds) == (False, False)
+    later = START_MS + 3_000 * HALF_LIFE_MS
+    assert applied(user, event("view", later, item=999_983), later).crowds, "the old ones have vanished"
+
+
+@given(histories())
+def test_the_outcome_is_true_of_every_event(events):
+    user = UserState(USER)
+    for offset, each in enumerate(events):
+        members, weights = set(user.crowds), (dict(user.items), dict(user.crowds))
+        outcome = fold(user, each, 10**15, offset, TABLE)
+        if set(user.crowds) != members:
+            assert outcome.crowds
+        if (user.items, user.crowds) != weights:
+            assert outcome.features or outcome.crowds
+
+
+def test_a_state_of_50_crowds_and_50_seen_ads_takes_at_most_1000_bytes():
+    rng = np.random.default_rng(4)
+    user = UserState(2**40, 10**6, 2**40, START_MS, START_MS, START_MS - 10**10, HALF_LIFE_MS)
+    crowds, ads = rng.choice(2**24, 50, replace=False), rng.choice(2**23, 50, replace=False)
+    user.crowds = {int(c): float(np.float32(rng.random() + 0.2)) for c in crowds}
+    times = START_MS - 1_000 * rng.integers(0, 30 * 86_400, 50)
+    user.ads = {int(a): state.SeenAd(int(rng.integers(1, 9)), 0, int(t)) for a, t in zip(ads, times, strict=True)}
+    state.take_tower(user, 0.5, rng.normal(size=16).astype(np.float32), "20261124-180000-abcdef0123")
+    assert len(state.encode(user)) <= 1_000
+    assert state.decode(state.encode(user)).ads == user.ads
+
+
+def test_a_state_of_schema_1_is_read_with_its_weights_rounded():
+    body = struct.pack("<4sHHQQQqqqqHHHHHf", b"VMST", 1, 0, 77, 5, 9, 30, 2_000_000, 10, 1_000, 1, 2, 1, 2, 2, 0.5)
+    body += struct.pack("<Qd", 7, 0.1) + struct.pack("<2Q2d2B", 10, 20, 0.3, 1e-300, 0, 1)
+    body += struct.pack("<QqII", 3, 1_234_567, 4, 1) + np.ones(2, np.float32).tobytes() + b"t1"
+    user = state.decode(body + struct.pack("<I", zlib.crc32(body)))
+    assert (user.user_id, user.revision, user.offset, user.listed) == (77, 5, 9, 5)
+    assert user.items == {7: float(np.float32(0.1))}
+    assert user.crowds == {10: float(np.float32(0.3)), 20: decay.LEAST_WEIGHT}
+    assert (user.joined, user.ads) == ({20}, {3: state.SeenAd(4, 1, 1_234_000)})
+    assert (user.towers_version, user.vec.tolist(), user.epoch, user.blocked) == ("t1", [1.0, 1.0], -1, set())
+    assert state.encode(state.decode(state.encode(user))) == state.encode(user)
+    with pytest.raises(RecordError, match="damaged"):
+        state.decode(body + b"\0\0\0\0")
+
+
 def test_another_half_life_takes_over_at_the_users_clock():
     user = folded([event("purchase", START_MS), event("impression", START_MS + HALF_LIFE_MS)])
     shorter = EventTable(small_catalog())
@@ -250,6 +417,7 @@ def test_random_bytes_are_parsed_or_refused_and_nothing_else(value):
         (b"77", event("join", crowd=0), "crowd.crowd_id: 0"),
         (b"77", event("impression", ad=0), "impression.ad_id: 0"),
         (b"77", event("click", ad=0), "click.ad_id: 0"),
+        (b"77", block(0), "block.ad_id: 0"),
         (b"77", b"x" * (MAX_VALUE_BYTES + 1), "65537 bytes"),
     ],
 )

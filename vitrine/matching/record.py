@@ -1,13 +1,13 @@
 """The stored list: one packed Redis string a user, all that GetMatches needs (docs/matching.md, "Record").
 
-Ads and crowds are stored by number (`numbers.py`), those that live in `ad-updates` alone by id; the crowds that won
-stand in a table of the record, and an entry has its place there. A value is stored as the distance of its float's
-bits to those of the value before it. All take the bits that the largest needs.
+Ads and crowds are stored by their permanent numbers (`catalog.py`), those in `ad-updates` alone by id. The crowds
+that won stand in a table of the record, and an entry has its crowd's place there. A value is stored as the distance
+of its float's bits to those of the value before it. All take the bits that the largest needs.
 """
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrine.matching import record_v1
-from vitrine.matching.catalog import Catalog
+from vitrine.matching.catalog import NO_NUMBER, Catalog, ordinals
 from vitrine.matching.events import RecordError
-from vitrine.matching.numbers import Numbers, tables
 from vitrine.matching.packing import pack_array, size_of, unpack_array
 
 U64 = NDArray[np.uint64]
@@ -26,7 +25,8 @@ I64 = NDArray[np.int64]
 
 MAGIC = b"VMLS"
 SCHEMA = 2
-MAX_RANKINGS = 4
+# So many ids are looked up in ascending order: neighbours then share cache lines.
+_MANY = 1_000
 # magic, schema, flags, user, revision, offset, append ms, catalog position, epoch, served, features, bytes of the
 # catalog's and of the towers' version, arm, rankings, ads without a number, crowds that won, those without a
 # number, bits of an ad, bits of a crowd
@@ -108,6 +108,18 @@ class Header(NamedTuple):
     columns_at: int
 
 
+class Columns(NamedTuple):
+    """Where one ranking's columns lie: entries (ad reference, above it its crowd's place), falls of the values."""
+
+    entries: int
+    first: int
+    entries_at: int
+    entry_bits: int
+    falls_at: int
+    fall_bits: int
+    crowds_at: int
+
+
 def encode(stored: StoredList, catalog: Catalog) -> bytes:
     """The list as bytes, little-endian, with the numbers of `catalog`, or of any one before or after it."""
     return encode_many([stored], catalog)[0]
@@ -115,11 +127,10 @@ def encode(stored: StoredList, catalog: Catalog) -> bytes:
 
 def encode_many(lists: Sequence[StoredList], catalog: Catalog) -> list[bytes]:
     """`encode` of many: numbers are looked up once for all."""
-    ad_numbers, crowd_numbers = tables(catalog)
     ads = [ranking.ads for stored in lists for ranking in stored.rankings]
-    numbers = ad_numbers.of(np.concatenate(ads)) if ads else np.empty(0, np.int64)
+    numbers = _numbers(catalog.ads, catalog.ad_numbers, _joined(ads))
     won = [np.unique(_joined([r.crowds for r in stored.rankings]), return_inverse=True) for stored in lists]
-    won_numbers = crowd_numbers.of(_joined([crowds for crowds, _ in won]))
+    won_numbers = _numbers(catalog.crowds, catalog.crowd_numbers, _joined([crowds for crowds, _ in won]))
     records = []
     ad_at = crowd_at = 0
     for stored, (crowds, places) in zip(lists, won, strict=True):
@@ -231,8 +242,9 @@ def decode_opened(header: Header, record: bytes, catalog: Catalog, *, group: int
     at += ad_extras.nbytes
     crowd_extras = np.frombuffer(record, "<u8", header.crowd_extras, at)
     at += crowd_extras.nbytes
-    ad_numbers, crowd_numbers = tables(catalog)
-    crowds = _ids(unpack_array(record, at, header.crowds, header.crowd_bits), crowd_extras, crowd_numbers)
+    crowds = _ids(
+        unpack_array(record, at, header.crowds, header.crowd_bits), crowd_extras, catalog.crowds_of_numbers
+    )
     at += size_of(header.crowds, header.crowd_bits)
     entry_bits = header.ad_bits + _place_bits(header.crowds)
     mask, shift = np.uint64((1 << header.ad_bits) - 1), np.uint64(header.ad_bits)
@@ -245,7 +257,7 @@ def decode_opened(header: Header, record: bytes, catalog: Catalog, *, group: int
             falls_at = at + size_of(n, entry_bits)
             bits = np.full(n, first, np.int64)
             bits[1:] -= np.cumsum(unpack_array(record, falls_at, max(n - 1, 0), fall_bits).view(np.int64))
-            ads = _ids(entries & mask, ad_extras, ad_numbers)
+            ads = _ids(entries & mask, ad_extras, catalog.ads_of_numbers)
             ranking = Ranking(
                 ads, bits.astype(np.uint32).view(np.float32), crowds[entries >> shift] if n else ads,
                 bool(complete), floor_value, floor_ad,
@@ -259,6 +271,21 @@ def decode_opened(header: Header, record: bytes, catalog: Catalog, *, group: int
     )  # fmt: skip
 
 
+def columns_of(record: bytes, header: Header, group: int) -> Columns | None:
+    """Of the ranking of a placement group, for readers that need no more than its beginning; None without one."""
+    if group >= header.rankings:
+        return None
+    crowds_at = header.columns_at + 12 * header.features + 8 * (header.ad_extras + header.crowd_extras)
+    at = crowds_at + size_of(header.crowds, header.crowd_bits)
+    entry_bits = header.ad_bits + _place_bits(header.crowds)
+    for _ in range(group + 1):
+        n, _, fall_bits, _, _, first = _RANKING.unpack_from(record, at)
+        entries_at = at + _RANKING.size
+        falls_at = entries_at + size_of(n, entry_bits)
+        at = falls_at + size_of(max(n - 1, 0), fall_bits)
+    return Columns(n, first, entries_at, entry_bits, falls_at, fall_bits, crowds_at)
+
+
 def _references(ids: U64, numbers: I64) -> tuple[U64, U64]:
     """(ids that have no number, references): a reference is a place among those, or their count plus a number."""
     missing = numbers < 0
@@ -270,15 +297,35 @@ def _references(ids: U64, numbers: I64) -> tuple[U64, U64]:
     return extras, references.astype(np.uint64)
 
 
-def _ids(references: U64, extras: U64, numbers: Numbers) -> U64:
-    """Inverse of `_references`: (n,) ids, 0 where the number is unknown."""
-    if not len(extras):
-        return numbers.ids(references.view(np.int64))
-    own = references < len(extras)
-    ids = np.empty(len(references), np.uint64)
-    ids[own] = extras[references[own].view(np.int64)]
-    ids[~own] = numbers.ids(references[~own].view(np.int64) - len(extras))
+def _ids(references: U64, extras: U64, lookup: Callable[[U64], tuple[U64, NDArray[np.bool_]]]) -> U64:
+    """Inverse of `_references`: (n,) ids, 0 where the number is unknown; `lookup` is the catalog's."""
+    own = len(extras)
+    found, known = lookup(references - np.uint64(own) if own else references)
+    if not own and known.all():
+        return found
+    ids = np.zeros(len(references), np.uint64)
+    ids[known] = found
+    given = references < own
+    ids[given] = extras[references[given].view(np.int64)]
     return ids
+
+
+def _numbers(sorted_ids: U64, numbers: NDArray[np.uint32], ids: U64) -> I64:
+    """(n,) numbers of ids in any order, -1 for those that have none in this catalog."""
+    if len(ids) > _MANY:
+        order = np.argsort(ids)
+        found = np.empty(len(ids), np.int64)
+        found[order] = _numbers_in_order(sorted_ids, numbers, ids[order])
+        return found
+    return _numbers_in_order(sorted_ids, numbers, ids)
+
+
+def _numbers_in_order(sorted_ids: U64, numbers: NDArray[np.uint32], ids: U64) -> I64:
+    rows, known = ordinals(sorted_ids, ids)
+    found = np.full(len(ids), -1, np.int64)
+    found[known] = numbers[rows]
+    found[found == NO_NUMBER] = -1
+    return found
 
 
 def _known(ranking: Ranking) -> Ranking:

@@ -77,7 +77,7 @@ class EventTable:
 
     def __init__(self, catalog: Catalog) -> None:
         self.half_life_ms = catalog.half_life_ms
-        self.cap_window_ms: int = getattr(catalog, "cap_window_ms", DAY_MS)
+        self.cap_window_ms = catalog.cap_window_ms
         self._catalog = catalog
         self._crowds: dict[int, tuple[int, ...]] = {}
         self._items: dict[int, int] = {}
