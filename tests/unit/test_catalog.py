@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.catalog.train import train
+from trainers.catalog import postings
+from trainers.catalog.numbers import going_on
+from trainers.catalog.train import Options, train
 from trainers.runtime.tasks import Tasks
 from vitrine.artifacts import ArtifactStore
 from vitrine.data.market import Market
-from vitrine.data.schemas import DataError
+from vitrine.data.schemas import TABLES, DataError
 from vitrine.data.simulator import write_market
 from vitrine.matching.catalog import (
+    ALL_GROUPS,
     CROWD_NAMES_FILE,
     CROWD_NAMES_SCHEMA,
     FILES,
@@ -160,6 +164,15 @@ DAMAGE = [
     ("posting_bids.npy", np.float32, [1, 2], "2 bids for 3 posting ads"),
     ("item_indptr.npy", np.int64, [], "must have 3 entries"),
     ("item_crowds.npy", np.uint32, [0, 3], "ordinal 3 is out of range; there are 3"),
+    ("ad_groups.npy", np.uint8, [0, 1], "masks must be 1 to 15"),
+    ("ad_groups.npy", np.uint8, [1, 16], "masks must be 1 to 15"),
+    ("ad_budgets.npy", np.float64, [1, np.nan], "budgets must be finite, 0 or more"),
+    ("ad_caps.npy", np.uint32, [1], "1 entries for 2 ads"),
+    ("ad_schedule.npy", np.int64, [[0, 0, 0]] * 2, "rows of 3; wanted are rows of 2"),
+    ("ad_numbers.npy", np.uint32, [1, 1], "numbers must be below 2 and each of one ad"),
+    ("crowd_numbers.npy", np.uint32, [0, 1, 7], "numbers must be below 3 and each of one crowd"),
+    ("neg_indptr.npy", np.int64, [0, 0, 1], "must have 3 entries that rise from 0 to 0"),
+    ("ad_crowds.npy", np.uint32, [0, 0, 3], "ordinal 3 is out of range; there are 3"),
     ("items.npy", np.int64, [5, 6], "holds int64 of 1 dimensions; wanted is one dimension of uint64"),
     ("items.npy", np.uint64, [[5, 6]], "of 2 dimensions"),
 ]
@@ -218,10 +231,13 @@ def market(tmp_path_factory):
     return out
 
 
-def publish(market, tmp_path, half_life_ms=HALF_LIFE_MS, namespace=""):
-    return train(
-        market, str(tmp_path / "store"), namespace=namespace, work=tmp_path / "work", half_life_ms=half_life_ms
-    )
+def publish(market, tmp_path, namespace="", **options):
+    options = Options(**{"half_life_ms": HALF_LIFE_MS} | options)
+    return train(market, str(tmp_path / "store"), namespace=namespace, work=tmp_path / "work", options=options)
+
+
+def loaded(tmp_path, version="stable"):
+    return Catalog.load(ArtifactStore(str(tmp_path / "store")).fetch("catalog", version, max_schema=SCHEMA).path)
 
 
 def test_the_published_catalog_is_that_of_the_market(market, tmp_path):
@@ -242,6 +258,120 @@ def test_the_published_catalog_is_that_of_the_market(market, tmp_path):
     metrics = local.manifest.metrics
     assert (metrics["ads"], metrics["crowds"], metrics["postings"]) == (60, 12, bids.num_rows)
     assert metrics["crowd_size_median"] == np.median(catalog.crowd_sizes)
+
+
+def test_bids_that_do_not_fit_at_once_make_the_same_catalog(market, tmp_path, monkeypatch):
+    whole = loaded(tmp_path, publish(market, tmp_path))
+    monkeypatch.setattr(postings, "ROWS", 7)
+    shutil.rmtree(tmp_path / "work")
+    assert_same(loaded(tmp_path, publish(market, tmp_path)), whole)
+
+
+def with_optional(market, folder):
+    """The market with bounds on ads 1 and 2 in its order, and negatives of the first."""
+    shutil.copytree(market, folder)
+    ads = pq.read_table(folder / "ads.parquet")
+    some = {"placement_groups": [2], "max_impressions": [3], "start_ms": [10**12], "daily_budget": [0.5]}
+    for name, values in some.items():
+        kind = TABLES["ads"].schema.field(name).type
+        ads = ads.append_column(name, pa.array(values + [None] * (len(ads) - 1), kind))
+    pq.write_table(ads, folder / "ads.parquet")
+    first = ads["ad_id"][0].as_py()
+    negatives = pa.table([[first] * 2, [5, 3]], TABLES["negatives"].schema)
+    pq.write_table(negatives, folder / "negatives.parquet")
+    return first
+
+
+def test_bounds_and_negatives_of_a_market_come_into_its_catalog(market, tmp_path):
+    first = with_optional(market, tmp_path / "market")
+    publish(tmp_path / "market", tmp_path, groups=("feed", "side"), cap_window_ms=5)
+    catalog = loaded(tmp_path)
+    assert (catalog.groups, catalog.cap_window_ms, catalog.offset) == (("feed", "side"), 5, 0)
+    assert catalog.ads[0] == first
+    assert catalog.negatives_of(0).tolist() == [3, 5]
+    assert catalog.negatives_of(1).tolist() == []
+    assert (catalog.ad_groups[:2].tolist(), catalog.ad_caps[:2].tolist()) == ([2, ALL_GROUPS], [3, 0])
+    assert catalog.ad_schedule[:2].tolist() == [[10**12, 0], [0, 0]]
+    assert catalog.ad_budgets[:2].tolist() == [0.5, 0]
+
+
+def test_numbers_stay_an_ads_and_a_crowds_own_from_catalog_to_catalog(market, tmp_path):
+    one = loaded(tmp_path, publish(market, tmp_path))
+    smaller = tmp_path / "smaller"
+    shutil.copytree(market, smaller)
+    ads, bids = pq.read_table(smaller / "ads.parquet"), pq.read_table(smaller / "bids.parquet")
+    gone = ads["ad_id"].to_pylist()[-20:]
+    pq.write_table(ads.slice(0, len(ads) - 20), smaller / "ads.parquet")
+    pq.write_table(bids.filter(pc.invert(pc.is_in(bids["ad_id"], pa.array(gone)))), smaller / "bids.parquet")
+    two = loaded(tmp_path, publish(smaller, tmp_path))
+    three = loaded(tmp_path, publish(market, tmp_path))  # the twenty come back
+    ArtifactStore(str(tmp_path / "store")).rollback("catalog")
+    four = loaded(tmp_path, publish(market, tmp_path))  # after a rollback the newest still has the numbers
+    assert two.next_ad_number == one.next_ad_number == 60
+    assert two.ads_of_numbers(one.ad_numbers[:40])[0].tolist() == one.ads[:40].tolist()
+    assert two.ads_of_numbers(one.ad_numbers)[1].tolist() == [True] * 40 + [False] * 20
+    assert three.ad_numbers.tolist() == [*range(40), *range(60, 80)]  # never again what others may still hold
+    assert four.ad_numbers.tolist() == three.ad_numbers.tolist()
+    assert four.crowd_numbers.tolist() == one.crowd_numbers.tolist()
+    assert four.crowds_of_numbers([3, 99, 0])[0].tolist() == [four.crowds[3], four.crowds[0]]
+
+
+@given(st.lists(st.lists(ids, unique=True, max_size=8), max_size=6))
+def test_no_number_is_given_twice(generations):
+    known, numbers, following = np.empty(0, np.uint64), np.empty(0, np.uint32), 0
+    owner = {}
+    for generation in generations:
+        each = np.array(sorted(generation), np.uint64)
+        given_now, following = going_on(each, known, numbers, following)
+        before = dict(zip(known.tolist(), numbers.tolist(), strict=True))
+        for id, number in zip(each.tolist(), given_now.tolist(), strict=True):
+            assert number == before.get(id, number)
+            assert number in before.values() or number not in owner
+            owner[number] = id
+        known, numbers = each, given_now
+
+
+def test_a_catalog_of_the_schema_before_is_read_with_no_bounds(folder):
+    new = Catalog.load(folder)
+    for name in FILES.keys() - {"crowds", "crowd_indptr", "posting_ads", "posting_bids", "ads", "ad_advertisers"}:
+        if not name.startswith(("item", "ad_items")):
+            (folder / FILES[name][0]).unlink()
+    (folder / META_FILE).write_text(json.dumps({"half_life_ms": HALF_LIFE_MS}))
+    assert_same(Catalog.load(folder), new)
+
+
+def test_a_catalog_of_a_later_schema_is_refused(folder):
+    (folder / META_FILE).write_text(json.dumps({"schema": 3, "half_life_ms": HALF_LIFE_MS}))
+    with pytest.raises(CatalogError, match=r"meta\.json: schema 3; this reader knows 1 to 2: upgrade it"):
+        Catalog.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"groups": []}, "groups are"),
+        ({"groups": ["a", "a"]}, "groups are"),
+        ({"groups": list("abcde")}, "wanted are 1 to 4 names"),
+        ({"groups": "ab"}, "no list of names"),
+        ({"cap_window_ms": 0}, "cap_window_ms is 0"),
+        ({"offset": -1}, "offset is -1"),
+        ({"next_ad_number": 1}, "ad_numbers.npy: numbers must be below 1"),
+    ],
+)
+def test_a_meta_that_is_wrong_is_refused_by_its_field(folder, fields, told):
+    meta = json.loads((folder / META_FILE).read_text())
+    (folder / META_FILE).write_text(json.dumps(meta | fields))
+    with pytest.raises(CatalogError, match=told):
+        Catalog.load(folder)
+
+
+@given(markets(), st.lists(st.tuples(ids, ids), max_size=5))
+def test_bids_of_pairs_are_those_of_the_dictionary(market, strangers):
+    crowds, ads, bids, _ = market
+    pairs = [(ad, crowd) for ad in ads for crowd in crowds] + strangers
+    found = catalog_of(*market).pair_bids([ad for ad, _ in pairs], [crowd for _, crowd in pairs])
+    wanted = np.array([bids.get((crowd, ad), np.nan) for ad, crowd in pairs], np.float32)
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_rows_in_any_order_make_the_same_catalog(market, tmp_path):
@@ -280,7 +410,7 @@ def test_finished_tasks_are_not_done_again(market, tmp_path, capsys):
     assert last_result(capsys)["metrics"]["tasks_resumed"] == 0
     second = publish(market, tmp_path)
     again = last_result(capsys)
-    assert again["metrics"]["tasks_resumed"] == 4
+    assert again["metrics"]["tasks_resumed"] == 3
     assert again["artifacts"] == {"catalog": second}
     assert second != first
 

@@ -1,8 +1,10 @@
-"""The job: validate the market's tables, turn bids into postings and items into crowd lists, publish."""
+"""The job: validate the market's tables, order bids by crowd and ad, let ad updates win, number, publish."""
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +12,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import typer
 
+from trainers.catalog.numbers import numbered
+from trainers.catalog.postings import write_postings
+from trainers.catalog.updates import Read, read_updates
 from trainers.runtime.progress import Progress, failed, result
 from trainers.runtime.tasks import Tasks, fingerprint
 from vitrine.artifacts import ArtifactError, ArtifactStore
 from vitrine.data.market import Market
 from vitrine.data.schemas import DataError
 from vitrine.data.validate import validate
-from vitrine.errors import UnavailableError
+from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.matching.catalog import (
+    ALL_GROUPS,
     CROWD_NAMES_FILE,
     CROWD_NAMES_SCHEMA,
     FILES,
@@ -26,14 +32,31 @@ from vitrine.matching.catalog import (
     TITLES_FILE,
     TITLES_SCHEMA,
     Catalog,
+    CatalogError,
+    Meta,
     build_item_crowds,
-    build_postings,
 )
 
-TABLES = ("crowds", "ads", "bids", "items")
+TABLES = ("crowds", "ads", "bids", "items", "negatives")
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
 
 Metrics = dict[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a catalog is made with; `Meta` has the first three.
+
+    previous: version whose numbers go on; the newest where None
+    updates:  Kafka URL of the `ad-updates` that win over the tables
+    """
+
+    half_life_ms: int = 30 * DAY_MS
+    cap_window_ms: int = DAY_MS
+    groups: tuple[str, ...] = ("default",)
+    previous: str | None = None
+    updates: str | None = None
 
 
 def main(
@@ -42,68 +65,95 @@ def main(
     namespace: Annotated[str, typer.Option(envvar="VITRINE_NAMESPACE", help="prefix of the artifact's name")] = "",
     work: Annotated[Path | None, typer.Option(help="folder of finished tasks, to resume from")] = None,
     half_life_days: Annotated[float, typer.Option(min=0.001, help="after which an event's weight halves")] = 30.0,
+    cap_window_hours: Annotated[
+        float, typer.Option(min=0.001, help="after an ad's last impression to a user its cap starts anew")
+    ] = 24.0,
+    group: Annotated[list[str] | None, typer.Option(help="placement groups, bit 0 first; up to four times")] = None,
+    updates: Annotated[
+        str | None, typer.Option(help="kafka://host:port of ad-updates that win over the tables")
+    ] = None,
+    previous: Annotated[
+        str | None, typer.Option(help="catalog whose numbers go on; the store's newest where left out")
+    ] = None,
 ) -> None:
-    """Turn a market's crowds, ads, bids and items into the `catalog` artifact and publish it.
+    """Turn a market's crowds, ads, bids, negatives and items into the `catalog` artifact and publish it.
 
     Example:
 
         python -m trainers.catalog --market ./market --store ./store --work ./work/catalog
     """
+    options = Options(
+        round(half_life_days * DAY_MS),
+        round(cap_window_hours * HOUR_MS),
+        tuple(group or ("default",)),
+        previous,
+        updates,
+    )
     scratch = tempfile.TemporaryDirectory(prefix="vitrine-catalog-") if work is None else nullcontext(str(work))
     try:
         with scratch as folder:
-            train(
-                market, store, namespace=namespace, work=Path(folder), half_life_ms=round(half_life_days * DAY_MS)
-            )
-    except (DataError, ArtifactError, UnavailableError, OSError) as error:
+            train(market, store, namespace=namespace, work=Path(folder), options=options)
+    except (DataError, ArtifactError, CatalogError, UnavailableError, NotFoundError, OSError) as error:
         failed("catalog", error)
         raise typer.Exit(1) from None
 
 
-def train(market_folder: Path, store: str, *, namespace: str, work: Path, half_life_ms: int) -> str:
+def train(market_folder: Path, store: str, *, namespace: str, work: Path, options: Options) -> str:
     """Publish the catalog of a market and return its version; finished tasks under `work` are not done again.
 
     Raises DataError where the market's tables are wrong.
     """
     tasks = Tasks(work)
+    artifacts = ArtifactStore(store, namespace=namespace)
+    meta = Meta(options.half_life_ms, options.cap_window_ms, options.groups)
+    meta.check()
     with Progress("catalog", total=5) as progress:
         market = Market(market_folder)
-        inputs = [f"schema {SCHEMA}", *(fingerprint(market.path(table)) for table in TABLES)]
+        there = [table for table in TABLES if market.has(table)]
+        inputs = [f"schema {SCHEMA}", *(fingerprint(market.path(table)) for table in there)]
         progress.update(1)
-        tasks.run("validate", inputs, lambda out: validate(market.folder, TABLES))
+        tasks.run("validate", inputs, lambda out: validate(market.folder, there))
         progress.update(2)
-        postings = tasks.run("postings", inputs, lambda out: write_postings(market, out))
+        postings = tasks.run("postings", inputs, lambda out: write_ads(market, out))
         progress.update(3)
         items = tasks.run("items", inputs, lambda out: write_items(market, out))
         progress.update(4)
-        whole = tasks.run(
-            "catalog",
-            [postings.name, items.name, str(half_life_ms)],
-            lambda out: assemble(postings, items, half_life_ms, out),
-        )
-        metrics = measure(Catalog.load(whole))
-        published = ArtifactStore(store, namespace=namespace).publish(KIND, whole, schema=SCHEMA, metrics=metrics)
+        # The last step depends on the store and the topic, which go on: it is done each time.
+        with tempfile.TemporaryDirectory(dir=work, prefix=".catalog-") as folder:
+            read = assemble((postings, items), meta, artifacts, options, namespace, Path(folder))
+            metrics = measure(read)
+            published = artifacts.publish(KIND, Path(folder), schema=SCHEMA, offsets=read.offsets, metrics=metrics)
         progress.update(5, postings=float(metrics["postings"]))
     result("catalog", {KIND: published.version}, {**metrics, "tasks_resumed": len(tasks.resumed)})
     return published.version
 
 
-def write_postings(market: Market, out: Path) -> None:
-    """Crowds, ads and the postings between them, and their names for display."""
+def write_ads(market: Market, out: Path) -> None:
+    """Crowds, ads, the postings between them, negative crowds, and names for display."""
     crowds = market.table("crowds").sort_by("crowd_id")
     ads = market.table("ads").sort_by("ad_id")
     crowd_ids, ad_ids = crowds["crowd_id"].to_numpy(), ads["ad_id"].to_numpy()
-    indptr, posting_ads, bids = build_postings(
-        crowd_ids, ad_ids, *(market.column("bids", name) for name in ("crowd_id", "ad_id", "bid"))
-    )
+    write_postings(market, crowd_ids, ad_ids, out)
+
+    def of(name: str) -> np.ndarray:
+        return np.asarray(ads[name].fill_null(0).to_numpy())
+
+    groups = of("placement_groups")
+    neg_ads = np.searchsorted(ad_ids, market.column("negatives", "ad_id"))
+    lengths = np.bincount(neg_ads, minlength=len(ad_ids))
+    by_ad = market.column("negatives", "crowd_id")[np.argsort(neg_ads, kind="stable")]
+    neg_indptr, neg_crowds = build_item_crowds(crowd_ids, lengths, by_ad)
     arrays = {
         "crowds": crowd_ids,
-        "crowd_indptr": indptr,
-        "posting_ads": posting_ads,
-        "posting_bids": bids,
         "ads": ad_ids,
-        "ad_advertisers": ads["advertiser_id"].to_numpy(),
-        "ad_items": ads["item_id"].fill_null(0).to_numpy(),
+        "ad_advertisers": of("advertiser_id"),
+        "ad_items": of("item_id"),
+        "ad_groups": np.where(groups == 0, ALL_GROUPS, groups),
+        "ad_caps": of("max_impressions"),
+        "ad_schedule": np.stack([of("start_ms"), of("end_ms")], axis=1),
+        "ad_budgets": of("daily_budget"),
+        "neg_indptr": neg_indptr,
+        "neg_crowds": neg_crowds,
     }
     _save(arrays, out)
     pq.write_table(ads.select(["ad_id", "title"]).cast(TITLES_SCHEMA), out / TITLES_FILE)
@@ -120,30 +170,42 @@ def write_items(market: Market, out: Path) -> None:
     _save({"items": table["item_id"].to_numpy(), "item_indptr": indptr, "item_crowd_ordinals": crowds}, out)
 
 
-def assemble(postings: Path, items: Path, half_life_ms: int, out: Path) -> None:
+def assemble(
+    parts: Sequence[Path], meta: Meta, artifacts: ArtifactStore, options: Options, namespace: str, out: Path
+) -> Read:
     """All files of the artifact in one folder, checked by reading them as the services do."""
     arrays = {
-        name: np.load(path, mmap_mode="r", allow_pickle=False)
+        name: np.load(part / file, mmap_mode="r", allow_pickle=False)
         for name, (file, _) in FILES.items()
-        for path in (postings / file, items / file)
-        if path.exists()
+        for part in parts
+        if (part / file).exists()
     }
-    Catalog(**arrays, half_life_ms=half_life_ms).write(out)
+    catalog = Catalog(
+        **arrays, half_life_ms=meta.half_life_ms, cap_window_ms=meta.cap_window_ms, groups=meta.groups
+    )
+    read = read_updates(options.updates, namespace, catalog) if options.updates else Read(catalog)
+    read = replace(read, catalog=numbered(read.catalog, artifacts, options.previous))
+    read.catalog.write(out)
     for names in (TITLES_FILE, CROWD_NAMES_FILE):
-        shutil.copy(postings / names, out / names)
+        shutil.copy(parts[0] / names, out / names)
     Catalog.load(out)
+    return read
 
 
-def measure(catalog: Catalog) -> Metrics:
+def measure(read: Read) -> Metrics:
     """What the manifest says of a catalog."""
+    catalog = read.catalog
     sizes, per_item = catalog.crowd_sizes, np.diff(catalog.item_indptr)
     bids = catalog.posting_bids
     return {
         "ads": len(catalog.ads),
+        "ads_in_no_crowd": int((np.diff(catalog.ad_postings[0]) == 0).sum()),
+        "ads_not_live": int((catalog.ad_off != 0).sum()),
         "advertisers": len(np.unique(catalog.ad_advertisers)),
         "crowds": len(catalog.crowds),
         "items": len(catalog.items),
         "postings": len(bids),
+        "negatives": len(catalog.neg_crowds),
         "crowd_size_median": float(np.median(sizes)) if len(sizes) else 0.0,
         "crowd_size_max": int(sizes.max(initial=0)),
         "crowds_without_ads": int((sizes == 0).sum()),
@@ -151,6 +213,7 @@ def measure(catalog: Catalog) -> Metrics:
         "bid_median": float(np.median(bids)) if len(bids) else 0.0,
         "bid_max": float(bids.max(initial=0.0)),
         "half_life_ms": catalog.half_life_ms,
+        "updates_refused": read.refused,
     }
 
 

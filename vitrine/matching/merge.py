@@ -34,6 +34,11 @@ def merged(market: Market) -> Catalog:
     return _with(replace(base, ad_off=off, ad_schedule=schedule, ad_budgets=budgets), new, lost)
 
 
+def without(base: Catalog, rows: U32) -> Catalog:
+    """A catalog without these ads. Crowds stay, and numbers."""
+    return _with(base, [], rows)
+
+
 def _with(base: Catalog, new: list[Ad], lost: U32) -> Catalog:
     """The base with these ads in the place of its own of the same ids, and without the rows that are lost."""
     if not new and not len(lost):

@@ -197,13 +197,18 @@ def one_by_one(topic: str, apply: Callable[[int, bytes | None, bytes | None], No
     A record that it refuses (ValueError and its like: any Exception) is logged, counted and passed over, and must
     leave no half of a change behind.
     """
+    return stamped(topic, lambda offset, append_ms, key, value: apply(offset, key, value))
+
+
+def stamped(topic: str, apply: Callable[[int, int, bytes | None, bytes | None], None]) -> Apply:
+    """As `one_by_one`, for an `apply(offset, append_ms, key, value)` that also wants the broker's append time."""
 
     def all_of(records: Mapping[int, Sequence[Record]]) -> int:
         skipped = 0
         for partition, some in records.items():
             for record in some:
                 try:
-                    apply(record.offset, record.key, record.value)
+                    apply(record.offset, record.timestamp, record.key, record.value)
                 except Exception as error:
                     skipped += 1
                     skip(topic, partition, record, repr(error))

@@ -1,0 +1,102 @@
+"""Bids in any order become postings by crowd and by ad, through files: memory holds a part of them at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrine.data.market import Market
+from vitrine.matching.catalog import FILES
+
+ROWS = 1 << 20
+"""Bids in memory at a time."""
+
+I64 = NDArray[np.int64]
+U32 = NDArray[np.uint32]
+U64 = NDArray[np.uint64]
+F32 = NDArray[np.float32]
+
+Part = tuple[NDArray[np.integer], NDArray[np.integer], F32]
+
+
+def write_postings(market: Market, crowds: U64, ads: U64, out: Path) -> None:
+    """crowd_indptr, posting_ads, posting_bids and ad_indptr, ad_crowds, ad_bids; ids sorted."""
+    per_crowd, per_ad = np.zeros(len(crowds), np.int64), np.zeros(len(ads), np.int64)
+    for crowd, ad, _ in _bids(market, crowds, ads):
+        per_crowd += np.bincount(crowd, minlength=len(crowds))
+        per_ad += np.bincount(ad, minlength=len(ads))
+    by_crowd = _Table(out, ("crowd_indptr", "posting_ads", "posting_bids"), per_crowd)
+    for crowd, ad, bids in _bids(market, crowds, ads):
+        by_crowd.put(crowd, ad, bids)
+    by_crowd.sort()
+    by_ad = _Table(out, ("ad_indptr", "ad_crowds", "ad_bids"), per_ad)
+    for crowd, ad, bids in by_crowd.parts():  # crowds ascending, so that they come to lie so
+        by_ad.put(ad, crowd, bids)
+    by_crowd.close()
+    by_ad.close()
+
+
+def _bids(market: Market, crowds: U64, ads: U64) -> Iterator[Part]:
+    for batch in market.batches("bids", ["crowd_id", "ad_id", "bid"], rows=ROWS):
+        crowd, ad, bids = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+        yield np.searchsorted(crowds, crowd), np.searchsorted(ads, ad), bids
+
+
+class _Table:
+    """Rows of known lengths in mapped files, filled part by part."""
+
+    def __init__(self, out: Path, names: tuple[str, str, str], lengths: I64) -> None:
+        self.indptr = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        np.save(out / FILES[names[0]][0], self.indptr, allow_pickle=False)
+        self.columns, self.values = (_mapped(out, name, int(self.indptr[-1])) for name in names[1:])
+        self._next = self.indptr[:-1].copy()
+
+    def put(self, rows: NDArray[np.integer], columns: NDArray[np.integer], values: F32) -> None:
+        """Entries at the ends of their rows, in the order given."""
+        order = np.argsort(rows, kind="stable")
+        rows = rows[order]
+        counts = np.bincount(rows, minlength=len(self._next))
+        first = np.cumsum(counts) - counts  # where each row begins in this part
+        at = self._next[rows] + np.arange(len(rows)) - first[rows]
+        self.columns[at], self.values[at] = columns[order], values[order]
+        self._next += counts
+
+    def sort(self) -> None:
+        """Columns ascending in each row."""
+        for start, stop in self._pieces():
+            row = self._rows(start, stop)
+            order = np.lexsort((self.columns[start:stop], row))
+            self.columns[start:stop] = self.columns[start:stop][order]
+            self.values[start:stop] = self.values[start:stop][order]
+
+    def parts(self) -> Iterator[Part]:
+        """(rows, columns, values), some rows at a time."""
+        for start, stop in self._pieces():
+            yield self._rows(start, stop), self.columns[start:stop], self.values[start:stop]
+
+    def close(self) -> None:
+        """Everything is in the files."""
+        for array in (self.columns, self.values):
+            if isinstance(array, np.memmap):
+                array.flush()
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        """Whole rows of about ROWS entries together; a longer row is a piece of its own."""
+        row = 0
+        while row < len(self.indptr) - 1:
+            start = int(self.indptr[row])
+            row = max(row + 1, int(np.searchsorted(self.indptr, start + ROWS, "right")) - 1)
+            yield start, int(self.indptr[row])
+
+    def _rows(self, start: int, stop: int) -> I64:
+        return np.searchsorted(self.indptr, np.arange(start, stop), "right") - 1
+
+
+def _mapped(out: Path, name: str, length: int) -> NDArray[Any]:
+    file, dtype = FILES[name]
+    if not length:  # which cannot be mapped
+        np.save(out / file, np.empty(0, dtype), allow_pickle=False)
+        return np.empty(0, dtype)
+    return np.lib.format.open_memmap(out / file, mode="w+", dtype=dtype, shape=(length,))
