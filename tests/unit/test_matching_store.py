@@ -32,16 +32,21 @@ def store(valkey: EmbeddedStack, namespace: str) -> Store:
     return Store(redis.connect(valkey.redis_url), namespace)
 
 
+def listed(state: bytes = b"state") -> bytes:
+    """What begins as a list does."""
+    return b"VMLS\x02\x00list of " + state
+
+
 def write(expected: bytes = b"", events: int = 5, applied: int = 2, state: bytes = b"state") -> BucketWrite:
-    return BucketWrite(BUCKET, expected, "cluster", events, applied, [(USER, state, b"list of " + state)])
+    return BucketWrite(BUCKET, expected, "cluster", events, applied, [(USER, state, listed(state))])
 
 
 def test_a_batch_is_written_whole_and_read_back(store: Store):
     (token,) = store.write([write()])
     assert store.read_marks([BUCKET]) == [Mark(token, "cluster", 5, 2)]
     assert store.read_states({BUCKET: [USER, USER + 1]}) == {USER: b"state"}
-    assert store.read_list(USER) == b"list of state"
-    assert store.read_user(USER) == (b"state", b"list of state")
+    assert store.read_list(USER) == listed()
+    assert store.read_user(USER) == (b"state", listed())
     assert (store.applied(), store.lists()) == (2, 1)
 
 
@@ -52,7 +57,7 @@ def test_a_write_behind_another_token_leaves_everything_as_it_was(store: Store):
     for stale in (b"", first, b"x" * 16):
         assert store.write([write(stale, events=9, state=b"stale")]) == [None]
     assert store.read_marks([BUCKET]) == [Mark(second, "cluster", 7, 4)]
-    assert store.read_user(USER) == (b"newer", b"list of newer")
+    assert store.read_user(USER) == (b"newer", listed(b"newer"))
 
 
 def test_a_bucket_that_is_refused_does_not_hold_up_the_others(store: Store):
@@ -118,22 +123,22 @@ def test_a_key_of_another_type_is_an_error_and_not_waited_for(store: Store):
 
 def test_a_connection_that_redis_closed_is_opened_anew(valkey: EmbeddedStack, store: Store):
     store.write([write()])
-    assert store.read_list(USER) == b"list of state"
+    assert store.read_list(USER) == listed()
     redis.connect(valkey.redis_url).client_kill_filter(_type="normal", skipme=True)
-    assert store.read_list(USER) == b"list of state"
+    assert store.read_list(USER) == listed()
     assert store.read_list(USER + 1) is None
 
 
 def test_an_answer_that_came_too_late_is_not_taken_for_the_next_one(valkey: EmbeddedStack, namespace: str):
     hurried = Store(redis.connect(valkey.redis_url, timeout_s=0.05), namespace)
     hurried.write([write()])
-    assert hurried.read_list(USER) == b"list of state"
+    assert hurried.read_list(USER) == listed()
     redis.connect(valkey.redis_url).client_pause(300)
     with pytest.raises(UnavailableError):
         hurried.read_list(USER)
     time.sleep(0.4)
     assert hurried.read_list(USER + 1) is None, "this was the other user's list"
-    assert hurried.read_list(USER) == b"list of state"
+    assert hurried.read_list(USER) == listed()
 
 
 def test_namespaces_do_not_meet_and_a_buckets_keys_share_a_slot(valkey: EmbeddedStack):

@@ -9,6 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
+from redis.exceptions import AskError, ClusterDownError, TryAgainError
+
+
+def fetcher(client: redis.Redis) -> "Fetcher | ClusterFetcher":
+    """What fetches from `client`, one Redis or a cluster."""
+    return ClusterFetcher(client) if getattr(client, "is_cluster", False) else Fetcher(client)
 
 
 class Fetcher:
@@ -44,3 +50,23 @@ class Fetcher:
         except BaseException:
             connection.disconnect()  # else its next answer would be to this question
             raise
+
+
+class ClusterFetcher:
+    """`Fetcher` of a cluster: a connection a thread and node. What a node refuses is the client's to find."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._fetchers: dict[str, Fetcher] = {}
+
+    def get(self, key: str) -> bytes | None:
+        """A string's value; raises as `Fetcher.get` does, and what redis-py says of a cluster without that slot."""
+        node = self._client.get_node_from_key(key)
+        fetcher = self._fetchers.get(node.name)
+        if fetcher is None:
+            fetcher = self._fetchers[node.name] = Fetcher(self._client.get_redis_connection(node))
+        try:
+            return fetcher.get(key)
+        except (redis.ConnectionError, AskError, TryAgainError, ClusterDownError):
+            # A slot that moved, or a node that is gone: this learns where the slot is.
+            return self._client.get(key)  # type: ignore[no-any-return]

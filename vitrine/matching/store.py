@@ -5,6 +5,7 @@
     {m:17}:states   hash: user id -> state
     {m:17}:deleted  hash: user id -> the tombstone of the user's last deletion, which outlives a replay
     {m:17}:list:42  string: user 42's list, with an expiry where the store has one
+    m:paused        string: why no worker applies anything now
 
 The namespace stands before the m. The script writes only where the token is the one that its caller last read, and
 replaces it by a fresh random one; docs/decisions/0007-bucket-fence.md says why not offsets or a counter.
@@ -21,7 +22,7 @@ from redis import exceptions
 
 from vitrine import placement
 from vitrine.errors import UnavailableError
-from vitrine.matching.fetch import Fetcher
+from vitrine.matching.fetch import fetcher
 
 # One pipeline's share of a batch: bounds the bytes in flight, and lets a worker's other threads in between.
 BUCKETS_A_PIPELINE = 32
@@ -35,11 +36,17 @@ UserWrite = tuple[int, bytes, bytes]
 
 # KEYS: mark, states, deleted, one list a user. ARGV: token expected ('' for no mark yet), token to set, log, events
 # offset, ads position, events applied, expiry of lists in ms (0: none), then user id, state and list of each user.
-# Answers 1, or 0 where the token is another.
+# Answers 1, or 0 where the token is another; an error where a list's key holds what is no list, or a newer one.
 SCRIPT = """
 local token = redis.call('HGET', KEYS[1], 'token')
 if (token or '') ~= ARGV[1] then return 0 end
 local expiry = ARGV[7]
+for i = 4, #KEYS do
+  local head = redis.call('GETRANGE', KEYS[i], 0, 5)
+  if head ~= '' and (string.sub(head, 1, 4) ~= 'VMLS' or struct.unpack('<H', head, 5) > 2) then
+    return redis.error_reply('FOREIGN ' .. KEYS[i])
+  end
+end
 for i = 4, #KEYS do
   local at = 8 + (i - 4) * 3
   local state, list = ARGV[at + 1], ARGV[at + 2]
@@ -64,8 +71,16 @@ _AWAY = (
     exceptions.TimeoutError,
     exceptions.ReadOnlyError,
     exceptions.OutOfMemoryError,
+    exceptions.ClusterError,
+    exceptions.RedisClusterException,
+    exceptions.AskError,
+    exceptions.TryAgainError,
 )
 _AWAY_WORDS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
+
+
+class ForeignListError(RuntimeError):
+    """A list's key holds what this process did not write and must not overwrite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +134,9 @@ class Store:
 
     def __init__(self, client: redis.Redis, namespace: str = "", *, list_expiry_ms: int = 0) -> None:
         self._client = client
-        self._fetcher = Fetcher(client)
+        self._fetcher = fetcher(client)
         self._prefix = placement.qualify(namespace, "m")
+        self._paused_key = f"{self._prefix}:paused"
         self._expiry_ms = list_expiry_ms
         self._sha = ""
 
@@ -138,17 +154,7 @@ class Store:
 
     def read_states(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
         """States of users, given by bucket: user id -> state, without those who have none."""
-        with _answering():
-            pipeline = self._client.pipeline(transaction=False)
-            for bucket, ids in users.items():
-                pipeline.hmget(self._key(bucket, "states"), [str(id) for id in ids])
-            rows = pipeline.execute()
-        return {
-            id: state
-            for ids, states in zip(users.values(), rows, strict=True)
-            for id, state in zip(ids, states, strict=True)
-            if state is not None
-        }
+        return self._read_hashes("states", users)
 
     def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
         """All users of a bucket, in chunks: (user id, state, list). One written meanwhile may come twice."""
@@ -193,6 +199,26 @@ class Store:
             state, stored = pipeline.execute()
         return state, stored
 
+    def read_deleted(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
+        """Tombstones of users, given by bucket: user id -> its state's record, without those never deleted."""
+        return self._read_hashes("deleted", users)
+
+    def pause(self, why: str) -> None:
+        """Has every worker of the namespace stop applying, within about a second, until `resume`."""
+        with _answering():
+            self._client.set(self._paused_key, why or "paused")
+
+    def resume(self) -> None:
+        """Takes `pause` back."""
+        with _answering():
+            self._client.delete(self._paused_key)
+
+    def paused(self) -> str:
+        """Why workers are paused; "" where they are not."""
+        with _answering():
+            held: Any = self._client.get(self._paused_key)
+        return held.decode() if held else ""
+
     def ping(self) -> None:
         """Returns where Redis answers; UnavailableError where it does not."""
         with _answering():
@@ -203,12 +229,25 @@ class Store:
         return sum(mark.applied for mark in self.read_marks(range(placement.BUCKETS)))
 
     def lists(self) -> int:
-        """Users who have a list: as many as have a state, for one script writes both."""
+        """Users who have a state, and with it a list, one that is owed, or a deletion's tombstone."""
         with _answering():
             pipeline = self._client.pipeline(transaction=False)
             for bucket in range(placement.BUCKETS):
                 pipeline.hlen(self._key(bucket, "states"))
             return sum(pipeline.execute())
+
+    def _read_hashes(self, what: str, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
+        with _answering():
+            pipeline = self._client.pipeline(transaction=False)
+            for bucket, ids in users.items():
+                pipeline.hmget(self._key(bucket, what), [str(id) for id in ids])
+            rows = pipeline.execute()
+        return {
+            id: held
+            for ids, row in zip(users.values(), rows, strict=True)
+            for id, held in zip(ids, row, strict=True)
+            if held is not None
+        }
 
     def _write(self, writes: Sequence[BucketWrite]) -> list[bytes | None]:
         fresh = [secrets.token_bytes(16) for _ in writes]
@@ -223,6 +262,11 @@ class Store:
                 for i, answer in zip(lost, again, strict=True):
                     answers[i] = answer
             for answer in answers:
+                if isinstance(answer, exceptions.ResponseError) and str(answer).startswith("FOREIGN "):
+                    raise ForeignListError(
+                        f"the list at {str(answer).split()[1]} cannot be read, and is left as it is: it is of a"
+                        " newer schema, or not ours. Way out: a worker that knows its schema, or delete that key"
+                    )
                 if isinstance(answer, Exception):
                     raise answer
         return [token if answer else None for token, answer in zip(fresh, answers, strict=True)]
@@ -243,7 +287,9 @@ class Store:
             for user_id, state, stored in write.users:
                 keys.append(self._list_key(write.bucket, user_id))
                 arguments += (user_id, state, stored)
-            pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
+            # Not `evalsha`, which redis-py refuses in a cluster's pipeline, where a bucket's keys share a slot.
+            call: Any = pipeline.execute_command
+            call("EVALSHA", self._sha, len(keys), *keys, *arguments)
         return pipeline.execute(raise_on_error=False)
 
     def _key(self, bucket: int, what: str) -> str:
