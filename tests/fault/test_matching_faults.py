@@ -149,7 +149,7 @@ def test_a_log_that_lost_its_watermark_ends_the_worker_loudly(run: Live):
     worker.kill()
     beyond = {"token": "t", "events": 1_000_000, "log": f"{cluster_id(run.stack.kafka_url)}/{PARTITIONS}"}
     for bucket in range(1, 1024, PARTITIONS):  # as if the topic had been made anew, with fewer records
-        run.store._client.hset(run.store._key(bucket, "mark"), mapping=beyond)
+        run.store.client.hset(run.store.key(bucket, "mark"), mapping=beyond)
     worker = run.worker()
     assert worker.wait_end() == 1
     said = worker.said()
@@ -158,8 +158,8 @@ def test_a_log_that_lost_its_watermark_ends_the_worker_loudly(run: Live):
 
 
 def test_watermarks_of_another_cluster_end_the_worker_loudly(run: Live):
-    run.store._client.hset(
-        run.store._key(1, "mark"), mapping={"token": "t", "events": 0, "log": f"another/{PARTITIONS}"}
+    run.store.client.hset(
+        run.store.key(1, "mark"), mapping={"token": "t", "events": 0, "log": f"another/{PARTITIONS}"}
     )
     worker = run.worker()
     assert worker.wait_end() == 1

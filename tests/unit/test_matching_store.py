@@ -9,9 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matching_kit import MemoryStore
 
+from tests.waiting import wait_for
 from vitrine.errors import UnavailableError
+from vitrine.matching import rewind as rewind_module
 from vitrine.matching import store as store_module
-from vitrine.matching.store import BucketWrite, Mark, Store
+from vitrine.matching.rewind import rewind
+from vitrine.matching.store import DROP, KEEP, RENEW, BucketWrite, ForeignListError, Mark, Store
 from vitrine.placement import bucket_of
 from vitrine.runtime import redis
 from vitrine.runtime.embedded import EmbeddedStack
@@ -74,7 +77,7 @@ def test_a_bucket_that_is_refused_does_not_hold_up_the_others(store: Store):
 @given(steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 9)), max_size=12))
 def test_the_script_does_what_the_tests_store_in_memory_does(store: Store, steps):
     """Tokens differ, both being random, so each store is driven by those that it handed out."""
-    store._client.flushdb()
+    store.client.flushdb()
     memory = MemoryStore()
     tokens: dict[tuple[int, int], list[bytes]] = {}
     for bucket, age, events in steps:
@@ -91,7 +94,7 @@ def test_the_script_does_what_the_tests_store_in_memory_does(store: Store, steps
 
 def test_a_redis_that_forgot_the_script_is_told_it_again(store: Store):
     (token,) = store.write([write()])
-    store._client.script_flush()
+    store.client.script_flush()
     assert store.write([write(token)])[0]
 
 
@@ -116,7 +119,7 @@ def test_a_redis_that_is_away_is_unavailable_and_keeps_what_it_acknowledged(valk
 
 
 def test_a_key_of_another_type_is_an_error_and_not_waited_for(store: Store):
-    store._client.set(store._key(BUCKET, "states"), b"someone else's")
+    store.client.set(store.key(BUCKET, "states"), b"someone else's")
     with pytest.raises(redis_py.ResponseError, match="WRONGTYPE"):
         store.write([write()])
 
@@ -150,3 +153,122 @@ def test_namespaces_do_not_meet_and_a_buckets_keys_share_a_slot(valkey: Embedded
     assert {key.split(b"}")[0] for key in keys} == {f"{{one.m:{BUCKET}".encode()}
     assert len(keys) == 3
     assert store_module.BUCKETS_A_PIPELINE == 32
+
+
+def of(user_id: int, state: bytes, stored: bytes, token: bytes, events: int = 6) -> BucketWrite:
+    return BucketWrite(BUCKET, token, "cluster", events, 1, [(user_id, state, stored)], ads=3)
+
+
+def test_a_state_is_written_without_a_list_and_a_list_without_a_state(store: Store):
+    (token,) = store.write([of(USER, b"s1", KEEP, b"")])
+    assert store.read_user(USER) == (b"s1", None)
+    (token,) = store.write([of(USER, b"s2", listed(b"l2"), token)])
+    (token,) = store.write([of(USER, b"s3", KEEP, token)])
+    assert store.read_user(USER) == (b"s3", listed(b"l2"))
+    (token,) = store.write([of(USER, KEEP, listed(b"l4"), token)])
+    assert store.read_user(USER) == (b"s3", listed(b"l4"))
+    assert store.read_marks([BUCKET]) == [Mark(token, "cluster", 6, 4, 3)]
+
+
+def test_a_list_expires_unless_it_is_written_or_renewed_and_its_state_outlives_it(
+    valkey: EmbeddedStack, namespace: str
+):
+    store = Store(redis.connect(valkey.redis_url), namespace, list_expiry_ms=60_000)
+    key = store.list_key(BUCKET, USER)
+    (token,) = store.write([of(USER, b"s", listed(), b"")])
+    assert 50_000 < store.client.pttl(key) <= 60_000
+    store.client.pexpire(key, 5_000)
+    (token,) = store.write([of(USER, b"s", KEEP, token)])
+    assert store.client.pttl(key) <= 5_000
+    (token,) = store.write([of(USER, b"s", RENEW, token)])
+    assert store.client.pttl(key) > 50_000
+    store.client.pexpire(key, 1)
+    wait_for(lambda: store.read_list(USER) is None, 5)
+    assert store.read_user(USER) == (b"s", None)
+    assert store.write([of(USER, b"s", RENEW, token)])[0], "there is nothing to renew, and no harm"
+
+
+def test_a_list_without_an_expiry_stays_for_good(store: Store):
+    (token,) = store.write([of(USER, b"s", listed(), b"")])
+    store.write([of(USER, b"s", RENEW, token)])
+    assert store.client.pttl(store.list_key(BUCKET, USER)) == -1
+
+
+@pytest.mark.parametrize("held", [b"someone else's", b"VMLS\x03\x00newer", b"V"])
+def test_a_list_that_is_not_ours_or_newer_is_never_overwritten(store: Store, held: bytes):
+    (token,) = store.write([of(USER + 1024, b"s", KEEP, b"")])
+    store.client.set(store.list_key(BUCKET, USER), held)
+    for stored in (listed(), DROP):
+        with pytest.raises(ForeignListError, match=f"list:{USER} cannot be read"):
+            store.write([of(USER, b"s", stored, token)])
+    assert store.read_user(USER) == (None, held)
+    assert store.read_marks([BUCKET])[0].token == token
+
+
+def test_a_list_of_the_schema_before_is_overwritten(store: Store):
+    store.client.set(store.list_key(BUCKET, USER), b"VMLS\x01\x00older")
+    assert store.write([of(USER, b"s", listed(), b"")])[0]
+    assert store.read_list(USER) == listed()
+
+
+def test_a_deletion_takes_the_list_and_is_kept_beside_the_states(store: Store):
+    (token,) = store.write([of(USER, b"s", listed(), b"")])
+    (token,) = store.write([of(USER, b"tombstone", DROP, token)])
+    assert store.read_user(USER) == (b"tombstone", None)
+    (token,) = store.write([of(USER, b"again", listed(b"again"), token)])
+    assert store.read_deleted({BUCKET: [USER, USER + 1]}) == {USER: b"tombstone"}
+
+
+def test_a_rewound_bucket_is_read_again_by_an_owner_that_held_it(store: Store):
+    (token,) = store.write([of(USER, b"s", listed(), b"", events=9)])
+    assert rewind(store, BUCKET, "cluster", 4)
+    assert store.write([of(USER, b"stale", listed(b"stale"), token)]) == [None]
+    (mark,) = store.read_marks([BUCKET])
+    assert (mark.events, mark.applied, mark.log, mark.ads) == (4, 0, "cluster", 3)
+    assert store.read_user(USER) == (None, None)
+
+
+def test_a_bucket_of_another_log_is_not_rewound(store: Store):
+    (token,) = store.write([of(USER, b"s", listed(), b"")])
+    assert not rewind(store, BUCKET, "another", 0)
+    assert store.read_marks([BUCKET])[0].token == token
+    assert store.read_user(USER) == (b"s", listed())
+
+
+def test_a_bucket_never_written_begins_where_it_is_sent(store: Store):
+    assert rewind(store, BUCKET, "cluster", 7)
+    assert store.read_marks([BUCKET])[0].events == 7
+
+
+def test_a_rewind_that_was_killed_is_finished_by_the_next_without_lists_made_since(store: Store):
+    """The kill comes between the script and the sweep; the owner has folded one of two users again since."""
+    users = [u for u in range(1, 100_000) if bucket_of(u) == BUCKET][:2]
+    store.write([BucketWrite(BUCKET, b"", "cluster", 9, 2, [(u, b"s", listed()) for u in users])])
+    keys = [store.key(BUCKET, what) for what in ("mark", "states", "deleted", "old")]
+    store.client.eval(rewind_module._REWIND, 4, *keys, b"t", "cluster", 2)
+    (token,) = store.write([of(users[0], b"refolded", listed(b"refolded"), b"t", events=3)])
+    rewind_module._sweep(store, BUCKET)
+    assert store.read_user(users[0]) == (b"refolded", listed(b"refolded"))
+    assert store.read_user(users[1]) == (None, None)
+    assert not store.client.exists(store.key(BUCKET, "old"))
+    assert store.read_marks([BUCKET])[0].token == token
+
+
+def test_workers_are_paused_and_resumed_with_the_reason(valkey: EmbeddedStack, namespace: str, store: Store):
+    assert store.paused() == ""
+    store.pause("moving Redis")
+    assert Store(redis.connect(valkey.redis_url), namespace).paused() == "moving Redis"
+    assert Store(redis.connect(valkey.redis_url), namespace + "x").paused() == ""
+    store.resume()
+    assert store.paused() == ""
+
+
+def test_a_bucket_is_scanned_whole_in_chunks(store: Store):
+    users = [u for u in range(1, 3_000_000) if u % 7 == 0][:2_000]
+    store.write([BucketWrite(BUCKET, b"", "cluster", 9, 2, [(u, b"s%d" % u, listed(b"%d" % u)) for u in users])])
+    store.client.delete(store.list_key(BUCKET, users[5]))
+    chunks = list(store.scan(BUCKET, chunk=100))
+    assert len(chunks) > 5
+    found = {user_id: (state, stored) for chunk in chunks for user_id, state, stored in chunk}
+    expected = {u: (b"s%d" % u, listed(b"%d" % u)) for u in users}
+    assert found == expected | {users[5]: (b"s%d" % users[5], None)}

@@ -112,6 +112,12 @@ def test_a_kafka_url_that_cannot_work_names_the_parameter(authority, url, says):
         ("rediss://a:1?ssl_cert_reqs=none", "ssl_cert_reqs: unknown; parameters are ssl_ca_certs,"),
         ("rediss://a:1?ssl_ca_cert=/x", "ssl_ca_cert: unknown"),
         ("redis://user:se/cret@a:1", "percent-encode what is special"),
+        ("redis://a:1,b:2", "several hosts are a cluster's; add ?cluster=true"),
+        ("redis://user:se/cret@a:1,b:2?cluster=true", "percent-encode what is special"),
+        ("redis://a:1,b:x?cluster=true", "no host:port"),
+        ("redis://a:1?cluster=yes", "cluster: write cluster=true"),
+        ("redis://a:1/3?cluster=true", "cluster: a cluster has TCP nodes and the database 0 alone"),
+        ("unix:///run/redis?cluster=true", "cluster: a cluster has TCP nodes"),
     ],
 )
 def test_a_redis_url_that_cannot_work_names_the_parameter(authority, url, says):
@@ -137,6 +143,15 @@ def test_a_redis_url_reaches_the_client_whole(authority):
         assert made.check_hostname is True
         assert made.cert_reqs.name == "CERT_REQUIRED"
         assert made.ca_certs == str(authority.cert)
+
+
+def test_a_clusters_url_reaches_the_client_whole(authority):
+    url = f"rediss://al%40ice:p%2Fw@a:1,[::1]:2?cluster=true&ssl_ca_certs={authority.cert}"
+    cluster = connect(url)
+    assert cluster._nodes == [("a", 1), ("::1", 2)]
+    given = cluster._options
+    assert (given["username"], given["password"], given["ssl"]) == ("al@ice", "p/w", True)
+    assert given["ssl_ca_certs"] == str(authority.cert)
 
 
 def test_a_bad_url_in_the_settings_is_refused_at_the_start(monkeypatch, capsys):

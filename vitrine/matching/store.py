@@ -133,7 +133,7 @@ class Store:
     """
 
     def __init__(self, client: redis.Redis, namespace: str = "", *, list_expiry_ms: int = 0) -> None:
-        self._client = client
+        self.client = client
         self._fetcher = fetcher(client)
         self._prefix = placement.qualify(namespace, "m")
         self._paused_key = f"{self._prefix}:paused"
@@ -142,10 +142,10 @@ class Store:
 
     def read_marks(self, buckets: Sequence[int]) -> list[Mark]:
         """The watermark of each bucket, in order."""
-        with _answering():
-            pipeline = self._client.pipeline(transaction=False)
+        with answering():
+            pipeline = self.client.pipeline(transaction=False)
             for bucket in buckets:
-                pipeline.hmget(self._key(bucket, "mark"), ["token", "log", "events", "applied", "ads"])
+                pipeline.hmget(self.key(bucket, "mark"), ["token", "log", "events", "applied", "ads"])
             rows = pipeline.execute()
         return [
             Mark() if token is None else Mark(token, log.decode(), int(events), int(applied or 0), int(ads or 0))
@@ -158,13 +158,13 @@ class Store:
 
     def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
         """All users of a bucket, in chunks: (user id, state, list). One written meanwhile may come twice."""
-        client: Any = self._client
+        client: Any = self.client
         cursor = 0
         while True:
-            with _answering():
-                cursor, found = client.hscan(self._key(bucket, "states"), cursor, count=chunk)
+            with answering():
+                cursor, found = client.hscan(self.key(bucket, "states"), cursor, count=chunk)
                 ids = list(map(int, found))
-                lists = client.mget([self._list_key(bucket, user_id) for user_id in ids]) if ids else []
+                lists = client.mget([self.list_key(bucket, user_id) for user_id in ids]) if ids else []
             if ids:
                 yield list(zip(ids, found.values(), lists, strict=True))
             if not cursor:
@@ -186,16 +186,16 @@ class Store:
 
     def read_list(self, user_id: int) -> bytes | None:
         """A user's list, by one GET: all that GetMatches reads."""
-        with _answering():
-            return self._fetcher.get(self._list_key(placement.bucket_of(user_id), user_id))
+        with answering():
+            return self._fetcher.get(self.list_key(placement.bucket_of(user_id), user_id))
 
     def read_user(self, user_id: int) -> tuple[bytes | None, bytes | None]:
         """(state, list) of a user, in one round trip and as of one write."""
         bucket = placement.bucket_of(user_id)
-        with _answering():
-            pipeline = self._client.pipeline(transaction=True)  # one bucket, so one slot
-            pipeline.hget(self._key(bucket, "states"), str(user_id))
-            pipeline.get(self._list_key(bucket, user_id))
+        with answering():
+            pipeline = self.client.pipeline(transaction=True)  # one bucket, so one slot
+            pipeline.hget(self.key(bucket, "states"), str(user_id))
+            pipeline.get(self.list_key(bucket, user_id))
             state, stored = pipeline.execute()
         return state, stored
 
@@ -205,24 +205,24 @@ class Store:
 
     def pause(self, why: str) -> None:
         """Has every worker of the namespace stop applying, within about a second, until `resume`."""
-        with _answering():
-            self._client.set(self._paused_key, why or "paused")
+        with answering():
+            self.client.set(self._paused_key, why or "paused")
 
     def resume(self) -> None:
         """Takes `pause` back."""
-        with _answering():
-            self._client.delete(self._paused_key)
+        with answering():
+            self.client.delete(self._paused_key)
 
     def paused(self) -> str:
         """Why workers are paused; "" where they are not."""
-        with _answering():
-            held: Any = self._client.get(self._paused_key)
+        with answering():
+            held: Any = self.client.get(self._paused_key)
         return held.decode() if held else ""
 
     def ping(self) -> None:
         """Returns where Redis answers; UnavailableError where it does not."""
-        with _answering():
-            self._client.ping()
+        with answering():
+            self.client.ping()
 
     def applied(self) -> int:
         """Events applied by all buckets since they were first written."""
@@ -230,17 +230,17 @@ class Store:
 
     def lists(self) -> int:
         """Users who have a state, and with it a list, one that is owed, or a deletion's tombstone."""
-        with _answering():
-            pipeline = self._client.pipeline(transaction=False)
+        with answering():
+            pipeline = self.client.pipeline(transaction=False)
             for bucket in range(placement.BUCKETS):
-                pipeline.hlen(self._key(bucket, "states"))
+                pipeline.hlen(self.key(bucket, "states"))
             return sum(pipeline.execute())
 
     def _read_hashes(self, what: str, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
-        with _answering():
-            pipeline = self._client.pipeline(transaction=False)
+        with answering():
+            pipeline = self.client.pipeline(transaction=False)
             for bucket, ids in users.items():
-                pipeline.hmget(self._key(bucket, what), [str(id) for id in ids])
+                pipeline.hmget(self.key(bucket, what), [str(id) for id in ids])
             rows = pipeline.execute()
         return {
             id: held
@@ -251,13 +251,13 @@ class Store:
 
     def _write(self, writes: Sequence[BucketWrite]) -> list[bytes | None]:
         fresh = [secrets.token_bytes(16) for _ in writes]
-        with _answering():
+        with answering():
             if not self._sha:
-                self._sha = self._client.script_load(SCRIPT)
+                self._sha = self.client.script_load(SCRIPT)
             answers = self._evaluate(writes, fresh)
             lost = [i for i, answer in enumerate(answers) if isinstance(answer, exceptions.NoScriptError)]
             if lost:  # Redis was restarted; these calls did nothing
-                self._client.script_load(SCRIPT)
+                self.client.script_load(SCRIPT)
                 again = self._evaluate([writes[i] for i in lost], [fresh[i] for i in lost])
                 for i, answer in zip(lost, again, strict=True):
                     answers[i] = answer
@@ -272,9 +272,9 @@ class Store:
         return [token if answer else None for token, answer in zip(fresh, answers, strict=True)]
 
     def _evaluate(self, writes: Sequence[BucketWrite], fresh: Sequence[bytes]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = self.client.pipeline(transaction=False)
         for write, token in zip(writes, fresh, strict=True):
-            keys = [self._key(write.bucket, what) for what in ("mark", "states", "deleted")]
+            keys = [self.key(write.bucket, what) for what in ("mark", "states", "deleted")]
             arguments: list[bytes | str | int] = [
                 write.expected,
                 token,
@@ -285,22 +285,22 @@ class Store:
                 self._expiry_ms,
             ]
             for user_id, state, stored in write.users:
-                keys.append(self._list_key(write.bucket, user_id))
+                keys.append(self.list_key(write.bucket, user_id))
                 arguments += (user_id, state, stored)
             # Not `evalsha`, which redis-py refuses in a cluster's pipeline, where a bucket's keys share a slot.
             call: Any = pipeline.execute_command
             call("EVALSHA", self._sha, len(keys), *keys, *arguments)
         return pipeline.execute(raise_on_error=False)
 
-    def _key(self, bucket: int, what: str) -> str:
+    def key(self, bucket: int, what: str) -> str:
         return f"{{{self._prefix}:{bucket}}}:{what}"
 
-    def _list_key(self, bucket: int, user_id: int) -> str:
+    def list_key(self, bucket: int, user_id: int) -> str:
         return f"{{{self._prefix}:{bucket}}}:list:{user_id}"
 
 
 @contextlib.contextmanager
-def _answering() -> Iterator[None]:
+def answering() -> Iterator[None]:
     """Turns what passes by itself into UnavailableError; what does not (a key of another type) goes on up."""
     try:
         yield
