@@ -12,7 +12,8 @@ COMMANDS = [
     ("serve",), ("train",), ("demo",), ("doctor",),
     ("artifacts", "ls"), ("artifacts", "show"), ("artifacts", "verify"), ("artifacts", "rollback"),
     ("artifacts", "prune"), ("topics", "create"), ("data", "simulate"), ("data", "convert"), ("data", "validate"),
-    ("data", "replay"),
+    ("data", "replay"), ("artifacts", "activate"),
+    *(("ads", name) for name in ("show", "set", "pause", "resume", "end", "import")),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitrine.artifacts import ArtifactError
+from vitrine.cli.ads import app as ads_app
 from vitrine.cli.applications import (
     DISTRIBUTED,
     PLAIN,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.add_typer(artifacts_app, name="artifacts")
 app.add_typer(index_app, name="index")
 app.add_typer(topics_app, name="topics")
+app.add_typer(ads_app, name="ads")
 app.add_typer(data_app, name="data")
 app.add_typer(callers_app, name="callers")
 app.command("demo")(run_demo)

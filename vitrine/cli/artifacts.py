@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vitrine.artifacts import ArtifactError, ArtifactStore, Manifest
+from vitrine.cli.topics import KafkaUrl
 from vitrine.errors import UnavailableError
 from vitrine.runtime import audit
 
@@ -24,6 +25,10 @@ Namespace = Annotated[str, typer.Option("--namespace", envvar="VITRINE_NAMESPACE
 Name = Annotated[str, typer.Argument(help="artifact, such as catalog or towers")]
 Version = Annotated[str, typer.Argument(help="version or ref")]
 Ref = Annotated[str, typer.Option(help="ref to move: stable or canary")]
+Delay = Annotated[
+    float,
+    typer.Option("--in-s", min=0, help="of matching: rules the user events appended so many seconds from now on"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout instead of tables")]
 
 
@@ -163,15 +168,21 @@ def verify(
 
 @app.command()
 def rollback(
-    name: Name,
+    name: Annotated[str, typer.Argument(help="artifact, or matching: its catalog and towers together")],
     to: Annotated[str | None, typer.Option(help="version or ref; the one published before, where left out")] = None,
     ref: Ref = "stable",
     store: Store = "",
     namespace: Namespace = "",
+    kafka_url: KafkaUrl = "",
+    in_s: Delay = 2.0,
 ) -> None:
     """Let a ref name the version before, or another one; running services follow it.
 
+    Matching follows the records of `activate` instead: `rollback matching` activates what was active before.
+
     Examples:
+
+        vitrine artifacts rollback matching
 
         vitrine artifacts rollback towers --store ./artifacts
 
@@ -179,10 +190,52 @@ def rollback(
 
         vitrine artifacts rollback towers --ref canary --to stable
     """
+    if name == "matching":
+        if to is not None or ref != "stable":
+            raise typer.BadParameter("matching has no refs; `vitrine artifacts activate` names versions")
+        from vitrine.cli.activation import roll_back
+
+        roll_back(in_s=in_s, store=store, namespace=namespace, kafka_url=kafka_url)
+        return
     with _opened(store, namespace) as artifacts:
         with audit.recorded("artifacts.rollback", f"{name} {ref}", namespace=namespace, store=store) as told:
             told["version"] = artifacts.rollback(name, to, ref)
         typer.echo(f"{name}: {ref} is {told['version']}")
+
+
+@app.command()
+def activate(
+    catalog: Annotated[str, typer.Option(help="version or ref; as active now, or stable, where left out")] = "",
+    towers: Annotated[
+        str, typer.Option(help="of arm a, version or ref; as active now, or stable, where left out")
+    ] = "",
+    arm_b: Annotated[str, typer.Option("--arm-b", help="towers of arm b, version or ref")] = "",
+    share: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="users in arm b, of 1,000; 0 ends it; as now where left out")
+    ] = None,
+    in_s: Delay = 2.0,
+    store: Store = "",
+    namespace: Namespace = "",
+    kafka_url: KafkaUrl = "",
+) -> None:
+    """Let matching work from a catalog and towers: a record in ad-updates, for all its processes at once.
+
+    User events appended from its time on are folded under it. A list made under another one stays until its user's
+    next event, or until `vitrine match-all`.
+
+    Examples:
+
+        vitrine artifacts activate --catalog stable --towers stable
+
+        vitrine artifacts activate --arm-b 20261124T073400123456-1a2b3c4d --share 100
+
+        vitrine artifacts activate --share 0
+    """
+    from vitrine.cli import activation  # here: most commands need no catalog
+
+    activation.activate(
+        catalog, towers, arm_b, share, in_s=in_s, store=store, namespace=namespace, kafka_url=kafka_url
+    )
 
 
 @app.command()

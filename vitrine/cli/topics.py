@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitrine.artifacts import ArtifactError
-from vitrine.errors import FieldError, UnavailableError
+from vitrine.errors import FieldError, NotFoundError, UnavailableError
 from vitrine.runtime import logs, topics
 from vitrine.runtime.kafka import LogLostError
 
@@ -49,8 +49,8 @@ def create(
 
         vitrine topics create --namespace blue --partitions 64 --replication 3 --retention-ms 604800000
     """
-    with _told():
-        done = topics.create(_required(kafka_url), namespace, partitions, replication, retention_ms=retention_ms)
+    with told():
+        done = topics.create(required(kafka_url), namespace, partitions, replication, retention_ms=retention_ms)
     if as_json:
         print(json.dumps({"made": done.made, "kept": done.kept, "notice": done.notice}))
         return
@@ -71,8 +71,8 @@ def list_topics(kafka_url: KafkaUrl = "", namespace: Namespace = "", as_json: As
 
         vitrine topics ls --namespace blue --json
     """
-    with _told():
-        there = topics.existing(_required(kafka_url), namespace)
+    with told():
+        there = topics.existing(required(kafka_url), namespace)
     names = {topic.name for topic in there}
     missing = [topic.name for topic in topics.wanted(namespace) if topic.name not in names]
     if as_json:
@@ -106,26 +106,34 @@ def bury(
     """
     from vitrine.cli.bury import bury_deletions
 
-    with _told():
+    with told():
         done = bury_deletions(
-            _required(kafka_url), namespace, store, age_ms=int(older_than_h * 3_600_000), dry_run=dry_run
+            required(kafka_url), namespace, store, age_ms=int(older_than_h * 3_600_000), dry_run=dry_run
         )
     print(f"buried  {done.buried}{' (dry run)' if dry_run else ''}")
     print(f"needed  {done.needed}")
 
 
-def _required(kafka_url: str) -> str:
+def required(kafka_url: str) -> str:
+    """The URL. Raises FieldError where there is none."""
     if not kafka_url:
         raise FieldError("--kafka-url", "say which cluster, here or in VITRINE_KAFKA_URL")
     return kafka_url
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Errors that people can do something about are one message and exit code 1."""
     logs.setup("critical", "topics")  # the libraries' words on a broker that is away add nothing
     try:
         yield
-    except (FieldError, UnavailableError, topics.TopicMismatchError, ArtifactError, LogLostError) as error:
+    except (
+        FieldError,
+        NotFoundError,
+        UnavailableError,
+        topics.TopicMismatchError,
+        ArtifactError,
+        LogLostError,
+    ) as error:
         Console(stderr=True).print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from None
