@@ -1,22 +1,22 @@
 """What a caller may ask of the matching service: each field checked, the error names it."""
 
+from collections.abc import Sequence
+
 from vitrine.api.matching.v1 import matching_pb2 as pb
 from vitrine.errors import FieldError
 
-GROUPS = 4
 MAX_EXPLAINED = 1_000
 MAX_EXCLUDED_ADS = 1_000
 MAX_EXCLUDED_ADVERTISERS = 100
 MAX_CROWDS = 64
 
 
-def check_matches(request: pb.GetMatchesRequest, served: int) -> None:
-    """Raises FieldError; `served` is the served length of a list."""
+def check_matches(request: pb.GetMatchesRequest, served: int, groups: Sequence[str]) -> None:
+    """Raises FieldError; `served` is the served length of a list, `groups` names the placement groups."""
     check_user(request.user_id)
     if not 1 <= request.k <= served:
         raise FieldError("k", f"{request.k} is not in 1..{served}, the served length of a list")
-    if request.placement_group:
-        check_group(request.placement_group)
+    check_group(request.placement_group, groups)
     # Each of these is rare, and len() of a repeated field is cheap.
     if len(request.excluded_ad_ids) > MAX_EXCLUDED_ADS:
         _too_many("excluded_ad_ids", len(request.excluded_ad_ids), MAX_EXCLUDED_ADS)
@@ -26,12 +26,12 @@ def check_matches(request: pb.GetMatchesRequest, served: int) -> None:
         _too_many("crowd_ids", len(request.crowd_ids), MAX_CROWDS)
 
 
-def check_explain(request: pb.ExplainRequest) -> None:
+def check_explain(request: pb.ExplainRequest, groups: Sequence[str]) -> None:
     """Raises FieldError."""
     check_user(request.user_id)
     if not 1 <= len(request.ad_ids) <= MAX_EXPLAINED:
         raise FieldError("ad_ids", f"{len(request.ad_ids)} ads; 1 to {MAX_EXPLAINED} can be explained at once")
-    check_group(request.placement_group)
+    check_group(request.placement_group, groups)
 
 
 def check_user(user_id: int) -> None:
@@ -40,10 +40,11 @@ def check_user(user_id: int) -> None:
         raise FieldError("user_id", "0 is reserved; name the user")
 
 
-def check_group(group: int) -> None:
-    """Raises FieldError for a placement group that there cannot be."""
-    if group >= GROUPS:
-        raise FieldError("placement_group", f"{group} is not in 0..{GROUPS - 1}")
+def check_group(group: int, groups: Sequence[str]) -> None:
+    """Raises FieldError for a placement group that the catalog does not have."""
+    if group >= len(groups):
+        named = ", ".join(f"{number} ({name})" for number, name in enumerate(groups))
+        raise FieldError("placement_group", f"{group} is none of the catalog's: {named}")
 
 
 def _too_many(field: str, count: int, most: int) -> None:

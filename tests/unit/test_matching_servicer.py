@@ -1,157 +1,221 @@
-"""GetMatches and Explain around a store that answers, does not, or holds nonsense."""
+"""GetMatches and Rematch around a store that answers, does not, or holds nonsense, and a market that moves."""
 
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from matching_kit import START_MS, small_matcher
+from matching_kit import small_catalog, small_towers
+from matching_served import USER, Context, FakeStore, Served, advertised
 from redis.exceptions import InvalidResponse, ResponseError
 
 from services.matching import failpoint
-from services.matching.servicer import MatchingServicer, PausedAds, StoreWatch
-from vitrine.api.events.v1.events_pb2 import AdUpdate
+from services.matching.artifacts import LoadedTowers
+from services.matching.watch import StoreWatch
 from vitrine.api.matching.v1 import matching_pb2 as pb
-from vitrine.data.replay import user_event
-from vitrine.errors import FieldError, NotFoundError, UnavailableError
-from vitrine.matching import record, state
-from vitrine.matching.events import RecordError
-from vitrine.matching.state import UserState, fold
+from vitrine.errors import FieldError, UnavailableError
+from vitrine.matching.record import Ranking
+from vitrine.matching.updates import Active
+from vitrine.placement import arm_of
 
-MATCHER = small_matcher()
-USER = 42
+GROUPS = ("home", "search")
 
 
-class FakeStore:
-    """One user's bytes, or no answer."""
-
-    def __init__(self) -> None:
-        self.state: bytes | None = None
-        self.stored: bytes | None = None
-        self.away = False
-        self.error: Exception = UnavailableError("away")
-        self.reads = 0
-
-    def hold(self, items: int = 3) -> record.StoredList:
-        user = UserState(USER)
-        for offset, item in enumerate(MATCHER.catalog.items[:items].tolist()):
-            fold(user, user_event("purchase", USER, START_MS, item, 0, 0), START_MS, offset, MATCHER.table)
-        (stored,) = MATCHER.lists([user])
-        self.state, self.stored = state.encode(user), record.encode(stored, MATCHER.catalog)
-        return stored
-
-    def read_list(self, user_id: int) -> bytes | None:
-        self.reads += 1
-        if self.away:
-            raise self.error
-        return self.stored
-
-    def read_user(self, user_id: int) -> tuple[bytes | None, bytes | None]:
-        return self.state, self.stored
-
-    def ping(self) -> None:
-        if self.away:
-            raise self.error
-
-
-class StillWatch:
-    """A watch that says what it is told."""
-
-    lost: str | None = None
-
-
-class Rematches:
-    """A log that takes what it is given, or does not."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[int, float]] = []
-        self.away = False
-
-    def append(self, user_id: int, timeout_s: float) -> pb.RematchResponse:
-        if self.away:
-            raise UnavailableError("away")
-        self.asked.append((user_id, timeout_s))
-        return pb.RematchResponse(request_id="r1", partition=3, offset=7)
-
-
-class Context:
-    """A call with so much time."""
-
-    def __init__(self, left_s: float | None) -> None:
-        self._left_s = left_s
-
-    def time_remaining(self) -> float | None:
-        return self._left_s
-
-
-class Served:
-    def __init__(self) -> None:
-        self.store, self.paused, self.watch, self.rematches = FakeStore(), PausedAds(), StillWatch(), Rematches()
-        self.servicer = MatchingServicer(
-            MATCHER, self.store, self.paused, self.watch, self.rematches, clock=lambda: START_MS / 1000 + 5
-        )
-
-    def matches(self, k: int = 10, user_id: int = USER) -> pb.GetMatchesResponse:
-        return self.servicer.GetMatches(pb.GetMatchesRequest(user_id=user_id, k=k), None)
-
-    def explain(self, *ads: int) -> pb.ExplainResponse:
-        return self.servicer.Explain(pb.ExplainRequest(user_id=USER, ad_ids=ads), None)
-
-    def pause(self, ad_id: int, ad_state: AdUpdate.State.ValueType = AdUpdate.STATE_PAUSED) -> None:
-        self.paused.apply(0, b"%d" % ad_id, AdUpdate(ad_id=ad_id, state=ad_state).SerializeToString())
+def grouped() -> Served:
+    """Two placement groups: every second ad stands in the second alone."""
+    catalog = small_catalog()
+    masks = np.where(np.arange(len(catalog.ads)) % 2, 2, 3).astype(np.uint8)
+    return Served(replace(catalog, ad_groups=masks, groups=GROUPS))
 
 
 def test_a_stored_list_is_answered_with_its_age_version_and_context():
     served = Served()
-    stored = served.store.hold()
+    stored = served.hold()
     answer = served.matches(5)
     assert answer.source == pb.SOURCE_STORED
     ranking = stored.rankings[0]
     assert list(answer.ad_ids) == ranking.ads[:5].tolist()
     assert list(answer.values) == ranking.values[:5].tolist()
-    for ad, crowd, bid in zip(answer.ad_ids, answer.crowd_ids, answer.bids, strict=True):
-        crowds, bids = MATCHER.catalog.bids_of(ad)
-        assert bid == bids[crowds.tolist().index(crowd)]
     assert list(answer.crowd_ids) == ranking.crowds[:5].tolist()
+    assert list(answer.bids) == served.market.bids(ranking.ads[:5], ranking.crowds[:5]).tolist()
     assert list(answer.context.keys) == stored.keys.tolist()
     assert list(answer.context.weights) == stored.weights.tolist()
-    assert (answer.age_ms, answer.revision) == (5_000, 3)
+    assert (answer.age_ms, answer.revision, answer.arm) == (5_000, 3, "a")
     assert (answer.catalog_version, answer.towers_version) == ("c1", "t1")
     assert served.store.reads == 1
 
 
-def test_a_paused_ad_is_hidden_and_the_next_moves_up():
+@pytest.mark.parametrize("off", ["paused", "ended", "schedule", "budget", "bid", "group"])
+def test_an_ad_that_may_not_be_shown_is_hidden_and_the_next_moves_up(off):
+    served = grouped()
+    listed = served.hold().rankings[0]
+    shown = [a for a in listed.ads.tolist() if served.ad(a).groups & 1]
+    assert list(served.matches(10).ad_ids) == shown[:10]
+    first, third = shown[0], shown[2]
+    won = int(listed.crowds[listed.ads.tolist().index(first)])
+    if off in ("paused", "ended"):
+        served.update(first, off)
+    elif off in ("schedule", "budget"):
+        served.gate(first, **{off: True})
+    elif off == "bid":
+        ad = served.ad(first)
+        rest = [(c, b) for c, b in zip(ad.crowds.tolist(), ad.bids.tolist(), strict=True) if c != won]
+        served.update(
+            first, "", served.definition(first, crowd_ids=[c for c, _ in rest], bids=[b for _, b in rest])
+        )
+    else:
+        served.update(first, "", served.definition(first, placement_groups=2))
+    served.update(third, "paused")
+    assert list(served.matches(10).ad_ids) == [a for a in shown if a not in (first, third)][:10]
+    served.forget(first)
+    served.gate(first)
+    served.forget(third)
+    assert list(served.matches(10).ad_ids) == shown[:10]
+
+
+def test_a_bid_that_has_moved_is_answered_as_it_is_now():
     served = Served()
-    stored = served.store.hold()
-    first, third = int(stored.rankings[0].ads[0]), int(stored.rankings[0].ads[2])
-    served.pause(first)
-    served.pause(third)
-    assert (
-        list(served.matches(10).ad_ids)
-        == [a for a in stored.rankings[0].ads.tolist() if a not in (first, third)][:10]
-    )
-    served.pause(first, AdUpdate.STATE_ACTIVE)
-    served.paused.apply(0, b"%d" % third, None)  # a tombstone
-    assert list(served.matches(10).ad_ids) == stored.rankings[0].ads[:10].tolist()
+    listed = served.hold().rankings[0]
+    first, won = int(listed.ads[0]), int(listed.crowds[0])
+    ad = served.ad(first)
+    bids = [7.5 if crowd == won else bid for crowd, bid in zip(ad.crowds.tolist(), ad.bids.tolist(), strict=True)]
+    served.update(first, "", served.definition(first, bids=bids))
+    answer = served.matches(10)
+    assert (answer.ad_ids[0], answer.bids[0]) == (first, 7.5)
+    assert list(answer.values) == listed.values[:10].tolist()
 
 
-def test_a_user_without_a_live_ad_gets_the_fallback_which_hides_paused_ads_too():
+def test_an_ad_that_updates_alone_know_is_shown_by_its_id_while_it_is_live():
+    served = Served()
+    stored = served.hold()
+    old = stored.rankings[0]
+    ads, crowds = np.append(old.ads[:4], np.uint64(100_000)), old.crowds[:5]
+    ranking = Ranking(ads, old.values[:5], crowds, True, 0.0, 0)
+    served.hold(rankings=(ranking,))
+    assert list(served.matches(10).ad_ids) == ads[:4].tolist(), "nothing is known of it yet"
+    served.update(100_000, "", served.definition(int(ads[0]), crowd_ids=[int(crowds[4])], bids=[2.5]))
+    assert list(served.matches(10).ad_ids) == ads.tolist()
+    assert list(served.matches(10).bids)[4] == 2.5
+    served.update(100_000, "paused")
+    assert list(served.matches(10).ad_ids) == ads[:4].tolist()
+
+
+def test_numbers_that_the_catalog_does_not_know_are_left_out():
+    served = Served()
+    later = small_catalog(ads=200)
+    stored = served.hold()
+    old = stored.rankings[0]
+    newer = np.append(later.ads[-1:], old.ads[:4])
+    ranking = Ranking(newer, old.values[:5], np.append(old.crowds[:1], old.crowds[:4]), True, 0.0, 0)
+    numbers = Served(later)
+    numbers.hold(rankings=(ranking,), catalog_version="c2")
+    served.store.stored = numbers.store.stored
+    answer = served.matches(10)
+    assert list(answer.ad_ids) == old.ads[:4].tolist()
+    assert answer.catalog_version == "c2"
+
+
+def test_what_the_caller_excludes_is_left_out():
+    served = Served(advertised(small_catalog()))
+    listed = served.hold().rankings[0].ads.tolist()
+    without = [a for a in listed if a not in listed[:3] and served.ad(a).advertiser != 2]
+    answer = served.matches(10, excluded_ad_ids=listed[:3], excluded_advertiser_ids=[2])
+    assert answer.source == pb.SOURCE_STORED
+    assert list(answer.ad_ids) == without[:10]
+    served.update(without[0], "", served.definition(without[0], advertiser_id=2))
+    assert list(served.matches(10, excluded_ad_ids=listed[:3], excluded_advertiser_ids=[2]).ad_ids) == without[1:11]
+
+
+def test_a_fallback_leaves_out_what_the_caller_excludes_however_much_it_is():
+    served = Served(advertised(small_catalog()))
+    excluded = served.matches(10).ad_ids
+    answer = served.matches(10, excluded_ad_ids=excluded, excluded_advertiser_ids=[1, 2, 3])
+    assert len(answer.ad_ids) == 10
+    assert not set(answer.ad_ids) & set(excluded)
+    assert {served.ad(ad).advertiser for ad in answer.ad_ids} == {4, 5}
+
+
+def test_each_placement_group_has_a_ranking_of_its_own():
+    served = grouped()
+    stored = served.hold()
+    one = stored.rankings[0]
+    keep = [[bool(served.ad(ad).groups >> group & 1) for ad in one.ads.tolist()] for group in range(2)]
+    rankings = tuple(Ranking(one.ads[rows], one.values[rows], one.crowds[rows], True, 0.0, 0) for rows in keep)
+    served.hold(rankings=rankings)
+    for group in range(2):
+        assert list(served.matches(10, placement_group=group).ad_ids) == rankings[group].ads[:10].tolist()
+    served.hold(rankings=rankings[:1])
+    answer = served.matches(10, placement_group=1)
+    assert answer.source == pb.SOURCE_FALLBACK_NO_LIST, "the list is from before the group"
+    assert all(served.ad(ad).groups & 2 for ad in answer.ad_ids)
+
+
+def test_a_list_older_than_the_caller_allows_is_not_served():
+    served = Served()
+    stored = served.hold()
+    assert served.matches(10, max_age_ms=5_000).source == pb.SOURCE_STORED
+    answer = served.matches(10, max_age_ms=4_999)
+    assert (answer.source, answer.revision, answer.age_ms) == (pb.SOURCE_FALLBACK_TOO_OLD, 0, 0)
+    assert list(answer.context.keys) == stored.keys.tolist()
+    crowds = set(stored.rankings[0].crowds[:10].tolist())
+    assert set(answer.crowd_ids) <= crowds, "the crowds that won in the list come first"
+
+
+def test_a_user_without_a_live_ad_gets_the_fallback_which_hides_them_too():
     served = Served()
     best = served.matches(1)
     assert best.source == pb.SOURCE_FALLBACK_NO_LIST
-    served.pause(best.ad_ids[0])
+    served.update(best.ad_ids[0], "paused")
     assert len(served.matches(10).ad_ids) == 10
     assert best.ad_ids[0] not in served.matches(10).ad_ids
-    stored = served.store.hold()
+    stored = served.hold()
     for ad in stored.rankings[0].ads.tolist():
-        served.pause(ad)
+        served.update(ad, "paused")
     answer = served.matches(10)
     assert (answer.source, len(answer.ad_ids), answer.revision) == (pb.SOURCE_FALLBACK_NO_LIST, 10, 0)
     assert list(answer.context.keys) == stored.keys.tolist()
 
 
+def test_a_fallback_takes_ads_of_the_callers_crowds_first_and_is_never_short():
+    served = Served()
+    crowd = int(served.catalog.crowds[3])
+    bidders = {ad for ad in served.catalog.ads.tolist() if crowd in served.catalog.bids_of(ad)[0]}
+    answer = served.matches(10, crowd_ids=[crowd, 999_979])
+    assert set(answer.ad_ids) <= bidders
+    assert set(answer.crowd_ids) == {crowd}
+    assert list(answer.values) == sorted(answer.values, reverse=True)
+    for ad in sorted(bidders)[:-2]:
+        served.update(ad, "paused")
+    answer = served.matches(10, crowd_ids=[crowd])
+    assert set(answer.ad_ids[:2]) == set(sorted(bidders)[-2:])
+    assert len(set(answer.ad_ids)) == 10
+
+
+def test_a_fallback_has_every_ad_that_is_left():
+    served = Served()
+    for ad in served.catalog.ads[:-3].tolist():
+        served.update(ad, "paused")
+    left = [ad for ad in served.catalog.ads[-3:].tolist() if len(served.catalog.bids_of(ad)[0])]
+    assert sorted(served.matches(10).ad_ids) == left
+
+
+def test_an_answer_names_the_users_arm():
+    catalog = small_catalog()
+    towers = {arm: LoadedTowers(small_towers(catalog, seed), f"t{arm}") for arm, seed in (("a", 2), ("b", 3))}
+    served = Served(catalog, Active(0, 5, "c1", "ta", "tb", 500), towers)
+    answers = {user_id: served.matches(5, user_id) for user_id in range(1, 60)}
+    assert {user_id: answer.arm for user_id, answer in answers.items()} == {
+        user_id: arm_of(user_id, 500) for user_id in range(1, 60)
+    }
+    assert {answer.arm: answer.towers_version for answer in answers.values()} == {"a": "ta", "b": "tb"}
+    stored = served.hold(arm="b")
+    assert (served.matches(5).arm, served.matches(5).towers_version) == ("b", "tb")
+    assert list(served.matches(5).ad_ids) == stored.rankings[0].ads[:5].tolist()
+
+
 def test_a_store_that_does_not_answer_is_not_asked_again_until_the_watch_says_so():
     served = Served()
-    served.store.hold()
+    served.hold()
     served.store.away = True
     assert served.matches().source == pb.SOURCE_FALLBACK_STORE_LOST
     assert served.watch.lost
@@ -198,7 +262,7 @@ def test_a_record_that_someone_else_wrote_is_no_list():
         ({"k": 0}, "k"),
         ({"k": 100_000}, "k"),
         ({"user_id": 0}, "user_id"),
-        ({"placement_group": 4}, "placement_group"),
+        ({"placement_group": 1}, "placement_group"),
         ({"excluded_ad_ids": range(1, 1_002)}, "excluded_ad_ids"),
         ({"excluded_advertiser_ids": range(1, 102)}, "excluded_advertiser_ids"),
         ({"crowd_ids": range(1, 66)}, "crowd_ids"),
@@ -225,65 +289,6 @@ def test_rematch_refuses_nobody_and_is_unavailable_without_the_log():
     served.rematches.away = True
     with pytest.raises(UnavailableError):
         served.servicer.Rematch(pb.RematchRequest(user_id=USER), Context(1.0))
-
-
-def test_explain_says_how_every_ad_stands():
-    served = Served()
-    stored = served.store.hold(1)
-    catalog, listed = MATCHER.catalog, stored.rankings[0].ads.tolist()
-    paused = listed[1]
-    served.pause(paused)
-    crowds = set(catalog.item_crowds(int(catalog.items[0])).tolist())
-    shares = {ad: crowds & set(catalog.bids_of(ad)[0].tolist()) for ad in catalog.ads.tolist()}
-    below = next(ad for ad, shared in shares.items() if shared and ad not in listed)
-    none = next(ad for ad, shared in shares.items() if not shared)
-    answer = served.explain(listed[0], paused, below, none, 999_961)
-    assert [e.verdict for e in answer.explanations] == [
-        pb.VERDICT_LISTED,
-        pb.VERDICT_PAUSED,
-        pb.VERDICT_BELOW_FLOOR,
-        pb.VERDICT_NO_SHARED_CROWD,
-        pb.VERDICT_UNKNOWN_AD,
-    ]
-    assert [e.rank for e in answer.explanations] == [1, 2, 0, 0, 0]
-    assert answer.explanations[0].value == stored.rankings[0].values[0]
-    assert answer.explanations[2].value <= answer.floor_value == stored.rankings[0].values[-1]
-    assert list(answer.user_crowd_ids) == sorted(crowds)
-    assert [set(e.shared_crowd_ids) for e in answer.explanations[:3]] == [
-        shares[a] for a in (listed[0], paused, below)
-    ]
-
-
-def test_explain_refuses_what_it_cannot_answer_truly():
-    served = Served()
-    with pytest.raises(NotFoundError, match="user 42"):
-        served.explain(3)
-    stored = served.store.hold()
-    for ads in ((), range(1, 1_002)):
-        with pytest.raises(FieldError, match="ad_ids"):
-            served.explain(*ads)
-    with pytest.raises(FieldError, match="placement_group"):
-        served.servicer.Explain(pb.ExplainRequest(user_id=USER, ad_ids=[3], placement_group=4), None)
-    served.store.stored = record.encode(replace(stored, catalog_version="c0"), MATCHER.catalog)
-    with pytest.raises(UnavailableError, match="catalog c0"):
-        served.explain(3)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        (None, b""),
-        (b"x", b""),
-        (b"3", b"\xff"),
-        (b"3", AdUpdate(ad_id=4, state=AdUpdate.STATE_PAUSED).SerializeToString()),
-        (b"3", AdUpdate(ad_id=3).SerializeToString()),
-    ],
-)
-def test_an_ad_update_that_is_none_changes_nothing(key, value):
-    paused = PausedAds()
-    with pytest.raises(RecordError):
-        paused.apply(0, key, value)
-    assert not paused.ids
 
 
 @pytest.mark.parametrize("text", ["after-write", "after-write:0", "nowhere:1", "after-write:x"])

@@ -125,11 +125,13 @@ class Matcher:
             )
         return lists
 
-    def fallback(self, k: int) -> StoredList:
-        """The k most valuable ads over all crowds to a user of whom nothing is known; user and revision 0."""
+    def fallback(self, k: int, crowds: Sequence[int] | None = None) -> StoredList:
+        """The k most valuable ads over all crowds, or these, to a user of whom nothing is known; revision 0."""
         nobody = UserState(0)
         self.refresh(nobody)
         everywhere = np.arange(len(self.catalog.crowds), dtype=np.uint32)
+        if crowds is not None:
+            everywhere = np.unique(self.catalog.crowd_ordinals(crowds)[0])
         counts, ads, values, won, _ = self._topk(
             np.array([nobody.bias], np.float32),
             nobody.vec[None],

@@ -1,0 +1,154 @@
+"""What of a list may be shown now, and at which bids: one market, as tables by what stored lists hold.
+
+An entry is shown where its ad is live, stands in the placement group, and still bids on the crowd that won; so an
+ad that was paused, ran out of budget or schedule, or took the bid back is hidden before any worker rewrites a list.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrine.matching.catalog import NO_NUMBER, Catalog
+from vitrine.matching.market import Ad, Market
+
+U64 = NDArray[np.uint64]
+U32 = NDArray[np.uint32]
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+# Bids remembered by pair: a dictionary answers 50 pairs in 5 us, searches in numpy in 13 to 26. 25 MB when full.
+_REMEMBERED = 1 << 18
+
+
+class Base:
+    """Tables of one catalog, while it is a market's base; the last row of each stands for what is unknown."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.ad_at = _places(catalog.ad_numbers)
+        self.crowd_at = _places(catalog.crowd_numbers)
+        self.ads: U64 = np.append(catalog.ads, np.uint64(0))
+        self.crowds: U64 = np.append(catalog.crowds, np.uint64(0))
+        self._bids: dict[int, float] = {}
+
+    @cached_property
+    def advertisers(self) -> U64:
+        """(A+1,) by position."""
+        return np.append(self.catalog.ad_advertisers, np.uint64(0))
+
+    def bids(self, ads: I64, crowds: I64) -> list[float]:
+        """Bids of pairs of positions; 0 where there is no such pair, as of an ad or a crowd that is unknown."""
+        pairs: list[int] = (ads << 32 | crowds).tolist()
+        found = list(map(self._bids.get, pairs))
+        if None in found:
+            looked_up: list[float] = self._search(ads, crowds).tolist()
+            if len(self._bids) >= _REMEMBERED:
+                self._bids = {}
+            self._bids.update(zip(pairs, looked_up, strict=True))
+            return looked_up
+        return found  # type: ignore[return-value]  # there is no None in it
+
+    def _search(self, ads: I64, crowds: I64) -> F32:
+        """All of the ads' bids side by side, compared with the crowds wanted: an ad has few bids."""
+        indptr, bid_crowds, bids = self.catalog.ad_postings
+        known = ads < len(self.catalog.ads)
+        ads = np.where(known, ads, 0)
+        starts = indptr[ads]
+        counts = np.where(known, indptr[ads + 1 if len(indptr) > 1 else ads] - starts, 0)
+        ends = np.cumsum(counts)
+        rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
+        pair = np.repeat(np.arange(len(ads)), counts)
+        hits = np.flatnonzero(bid_crowds[rows] == crowds[pair])
+        found = np.zeros(len(ads), np.float32)
+        found[pair[hits]] = bids[rows[hits]]
+        return found
+
+
+class Showing:
+    """One market's word on entries of lists."""
+
+    def __init__(self, market: Market, base: Base | None = None) -> None:
+        """base: of the market's catalog, where one is there already."""
+        self.market = market
+        self.base = base if base is not None and base.catalog is market.catalog else Base(market.catalog)
+        self._closed: dict[int, Mask] = {}
+
+    def closed(self, group: int) -> Mask:
+        """(A+1,) by position: the base's row is not to be shown in this group."""
+        closed = self._closed.get(group)
+        if closed is None:
+            outside = self.market.catalog.ad_groups >> np.uint8(group) & np.uint8(1) == 0
+            closed = self._closed[group] = np.append(self.market.dead | outside, True)
+        return closed
+
+    @cached_property
+    def _redefined(self) -> Mask:
+        """(A+1,) by position: the base does not say what the ad is."""
+        return np.append(self.market.redefined, True)
+
+    def rows(self, ads: U64, crowds: U64, group: int) -> list[float]:
+        """The bid of each entry; 0 of those that may not be shown."""
+        catalog = self.market.catalog
+        return self.shown(_positions(catalog.ads, ads), _positions(catalog.crowds, crowds), ads, crowds, group)
+
+    def shown(self, at: I64, on: I64, ads: U64, crowds: U64, group: int) -> list[float]:
+        """`rows`, of entries whose positions in the base are known: A and C where they have none."""
+        bids = self.base.bids(at, on)
+        for row in np.flatnonzero(self.closed(group)[at]).tolist():
+            bids[row] = self._elsewhere(int(ads[row]), int(crowds[row]), group)
+        return bids
+
+    def advertisers(self, ads: U64) -> U64:
+        """(n,) who pays for each ad; 0 where nobody is known."""
+        at = _positions(self.market.catalog.ads, ads)
+        found = self.base.advertisers[at]
+        for row in np.flatnonzero(self._redefined[at]).tolist():
+            ad = self.market.ad(int(ads[row]))
+            found[row] = 0 if ad is None else ad.advertiser
+        return found
+
+    def may_show(self, ad: Ad, group: int) -> bool:
+        """Whether an ad may be shown in a group at all."""
+        return ad.live and bool(ad.groups >> group & 1)
+
+    def _elsewhere(self, ad_id: int, crowd: int, group: int) -> float:
+        """The bid of an ad that the base does not show: it may have been defined anew."""
+        ad = self.market.ad(ad_id) if ad_id else None
+        if ad is None or not self.may_show(ad, group):
+            return 0.0
+        row = int(np.searchsorted(ad.crowds, np.uint64(crowd)))
+        return float(ad.bids[row]) if row < len(ad.crowds) and ad.crowds[row] == crowd else 0.0
+
+
+class Excluded:
+    """Ads and advertisers that a caller does not want."""
+
+    def __init__(self, ads: Sequence[int], advertisers: Sequence[int]) -> None:
+        self._ads = np.array(ads, np.uint64)
+        self._advertisers = np.array(advertisers, np.uint64)
+
+    def mask(self, showing: Showing, ads: U64) -> Mask:
+        """(n,) which of the ads are excluded."""
+        mask = np.isin(ads, self._ads)
+        if len(self._advertisers):
+            mask |= np.isin(showing.advertisers(ads), self._advertisers)
+        return mask
+
+
+def _places(numbers: U32) -> I64:
+    """(n+1,) number -> position of what has it; the count of positions where nothing does, and in the last row."""
+    given = numbers != NO_NUMBER
+    table = np.full(int(numbers[given].max(initial=0)) + 2, len(numbers), np.int64)
+    table[numbers[given]] = np.flatnonzero(given)
+    return table
+
+
+def _positions(sorted_ids: U64, ids: U64) -> I64:
+    """(n,) positions of the ids; the count of positions for those that are not there."""
+    at = np.searchsorted(sorted_ids, ids)
+    if len(sorted_ids):
+        at[sorted_ids[np.minimum(at, len(sorted_ids) - 1)] != ids] = len(sorted_ids)
+    return at
