@@ -15,6 +15,7 @@ from vitrine.features import SCHEMA, UserTowers, feature_keys
 from vitrine.matching import record, state
 from vitrine.matching.catalog import Catalog, build_item_crowds, build_postings
 from vitrine.matching.events import RecordError, parse_event
+from vitrine.matching.market import Market
 from vitrine.matching.match import Matcher
 from vitrine.matching.state import UserState
 from vitrine.matching.store import DROP, KEEP, RENEW, BucketWrite, Mark
@@ -87,7 +88,7 @@ def small_towers(catalog: Catalog, seed: int = 2, dim: int = 4) -> UserTowers:
 def small_matcher(*, stored: int = 20, served: int = 10, catalog: Catalog | None = None) -> Matcher:
     catalog = catalog or small_catalog()
     return Matcher(
-        catalog, small_towers(catalog), catalog_version="c1", towers_version="t1", stored=stored, served=served
+        Market.of(catalog, "c1"), small_towers(catalog), towers_version="t1", stored=stored, served=served
     )
 
 

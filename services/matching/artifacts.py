@@ -1,19 +1,13 @@
 """The artifacts that matching works from, by ref or version: verified, loaded, made into matchers."""
 
-import copy
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from services.matching.settings import TOWERS_SCHEMA, MatchingSettings
-from vitrine import native
 from vitrine.artifacts import ArtifactStore
 from vitrine.features import UserTowers
 from vitrine.matching.catalog import SCHEMA, Catalog
 from vitrine.matching.market import Market
-from vitrine.matching.match import Matcher, Reason
-from vitrine.matching.state import UserState
+from vitrine.matching.match import Matcher
 
 
 class LoadedTowers(NamedTuple):
@@ -40,50 +34,14 @@ class Artifacts:
         return LoadedTowers(UserTowers.load(found.path), found.manifest.version)
 
 
-def make_matcher(
-    market: Market, loaded: LoadedTowers, settings: MatchingSettings, *, epoch: int = -1
-) -> "MarketMatcher":
+def make_matcher(market: Market, loaded: LoadedTowers, settings: MatchingSettings, *, epoch: int = -1) -> Matcher:
     """A matcher over a market; `epoch` is the offset of the activation that names the towers, -1 for none."""
-    return MarketMatcher(market, loaded, settings)
-
-
-class MarketMatcher(Matcher):
-    """The matcher of a market's base, until it knows markets itself."""
-
-    advertiser_cap = 0
-
-    def __init__(self, market: Market, loaded: LoadedTowers, settings: MatchingSettings) -> None:
-        super().__init__(
-            market.catalog,
-            loaded.towers,
-            catalog_version=market.catalog_version,
-            towers_version=loaded.version,
-            stored=settings.stored,
-            served=settings.served,
-            threads=settings.threads,
-        )
-        self.market = market
-
-    def explain(self, state: UserState, ad_ids: Sequence[int], group: int = 0) -> list[Reason]:
-        """By the bids of now; an ad that the base lacks has the tower of an ad without features."""
-        return [self._as_now(state, reason) for reason in super().explain(state, ad_ids)]
-
-    def _as_now(self, state: UserState, reason: Reason) -> Reason:
-        ad = self.market.ad(reason.ad)
-        if ad is None:
-            return reason
-        pctr = np.float32(reason.pctr)
-        if not reason.known:
-            nothing = np.zeros((1, len(state.vec)), np.float32)
-            pctr = native.tower_pctr(state.bias, state.vec, np.zeros(1, np.uint32), nothing[0, :1], nothing)[0]
-        shared = np.array([crowd in state.crowds for crowd in ad.crowds.tolist()], bool)
-        crowds, bids = ad.crowds[shared], ad.bids[shared]
-        best = int(np.argmax(bids)) if len(bids) else -1
-        bid = bids[best] if len(bids) else np.float32(0)
-        crowd = int(crowds[best]) if len(bids) else 0
-        return Reason(reason.ad, True, crowds, bids, crowd, float(bid), float(pctr), float(bid * pctr))
-
-    def moved(self, market: Market) -> "MarketMatcher":
-        other = copy.copy(self)
-        other.market = market
-        return other
+    return Matcher(
+        market,
+        loaded.towers,
+        towers_version=loaded.version,
+        epoch=epoch,
+        stored=settings.stored,
+        served=settings.served,
+        threads=settings.threads,
+    )

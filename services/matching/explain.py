@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.matching.artifacts import MarketMatcher
 from services.matching.serving import Now
 from vitrine.api.matching.v1 import matching_pb2 as pb
 from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.matching.catalog import OFF
 from vitrine.matching.events import RecordError
 from vitrine.matching.market import Ad
-from vitrine.matching.match import Reason
+from vitrine.matching.match import Matcher, Reason
 from vitrine.matching.record import Ranking, StoredList
 from vitrine.matching.state import SeenAd, UserState, capped
 
@@ -85,7 +84,7 @@ def explain(
     return response
 
 
-def _matcher(now: Now, user: UserState, stored: StoredList | None) -> MarketMatcher:
+def _matcher(now: Now, user: UserState, stored: StoredList | None) -> Matcher:
     """The one that the list was made by. UnavailableError where this server does not hold its artifacts."""
     held = {(each.catalog_version, each.towers_version): each for each in now.matchers.values()}
     if stored is None:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.matching.artifacts import Artifacts, LoadedTowers, MarketMatcher, make_matcher
+from services.matching.artifacts import Artifacts, LoadedTowers, make_matcher
 from services.matching.settings import MatchingSettings
 from vitrine.matching.fallback import Fallback
+from vitrine.matching.match import Matcher
 from vitrine.matching.showing import Showing
 from vitrine.matching.updates import Active, RecordError, Updates
 from vitrine.placement import arm_of, qualify
@@ -37,7 +38,7 @@ class Now:
 
     active: Active | None
     showing: Showing
-    matchers: Mapping[str, MarketMatcher]
+    matchers: Mapping[str, Matcher]
     fallbacks: Mapping[str, Fallback]
 
     @property

@@ -8,6 +8,7 @@ from vitrine.artifacts import ArtifactStore
 from vitrine.features import UserTowers
 from vitrine.matching.catalog import SCHEMA as CATALOG_SCHEMA
 from vitrine.matching.catalog import Catalog
+from vitrine.matching.market import Market
 from vitrine.matching.match import SERVED, STORED, Matcher
 from vitrine.runtime import metrics
 from vitrine.runtime.settings import Settings
@@ -61,9 +62,8 @@ def load_matcher(settings: MatchingSettings) -> Matcher:
     catalog = store.fetch("catalog", settings.catalog, max_schema=CATALOG_SCHEMA)
     towers = store.fetch("towers", settings.towers, max_schema=TOWERS_SCHEMA)
     matcher = Matcher(
-        Catalog.load(catalog.path),
+        Market.of(Catalog.load(catalog.path), catalog.manifest.version),
         UserTowers.load(towers.path),
-        catalog_version=catalog.manifest.version,
         towers_version=towers.manifest.version,
         stored=settings.stored,
         served=settings.served,

@@ -6,8 +6,9 @@ from matching_kit import START_MS, random_event, small_catalog, small_matcher, s
 
 from vitrine import native
 from vitrine.data.replay import user_event
-from vitrine.matching import answer, record
+from vitrine.matching import record
 from vitrine.matching.events import RecordError
+from vitrine.matching.market import Market
 from vitrine.matching.match import Matcher
 from vitrine.matching.state import UserState, features, fold
 
@@ -51,7 +52,7 @@ def test_lists_are_the_top_of_all_eligible_pairs_to_the_bit():
     for user, stored in zip(states, matcher.lists(states), strict=True):
         expected = slow_list(matcher, towers, user, matcher.stored)
         (ranking,) = stored.rankings
-        bids = answer.bids(matcher.catalog, ranking.ads, ranking.crowds)
+        bids = matcher.market.bids(ranking.ads, ranking.crowds)
         got = zip(*(a.tolist() for a in (ranking.ads, ranking.values, ranking.crowds, bids)), strict=True)
         assert list(got) == expected
         assert ranking.complete == (len(ranking.ads) < matcher.stored)
@@ -88,7 +89,7 @@ def test_a_tower_of_another_model_is_not_explained():
     (user,) = users(matcher, 1)
     matcher.lists([user])
     catalog = small_catalog()
-    newer = Matcher(catalog, small_towers(catalog), catalog_version="c1", towers_version="t2")
+    newer = Matcher(Market.of(catalog), small_towers(catalog), towers_version="t2")
     with pytest.raises(RecordError, match="towers t1, and this process holds t2"):
         newer.explain(user, [3])
 
