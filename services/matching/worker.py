@@ -4,6 +4,7 @@ The main thread runs health and metrics (no calls but health); the loop has a th
 process. Health names the service "vitrine.matching.worker".
 """
 
+import math
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from services.matching.spans import EventSpans, WatchedStore
 from vitrine.artifacts import ArtifactError
 from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.matching import owner
+from vitrine.matching.deletion import was_forgotten
 from vitrine.matching.match import Matcher
 from vitrine.matching.store import Store
 from vitrine.placement import qualify
@@ -66,9 +68,12 @@ backlog_age = Readings(
 class Work:
     """The consumer loop's handler: the owner's calls, with metrics, seeks and commits around them."""
 
-    def __init__(self, buckets: owner.Owner, spans: EventSpans) -> None:
+    def __init__(self, buckets: owner.Owner, spans: EventSpans, paused: Callable[[], str]) -> None:
         self.loop: ConsumerLoop | None = None
         self.redis_lost: str | None = None
+        self.paused: str | None = None
+        self._ask_paused = paused
+        self._asked_paused = -math.inf
         self._owner = buckets
         self._spans = spans
         self._redis_contact = time.monotonic()
@@ -80,6 +85,7 @@ class Work:
 
     def assigned(self, partitions: list[int]) -> Mapping[int, int]:
         try:
+            self._stand_while_paused(0.0)
             offsets = self._owner.assigned(partitions)
         except UnavailableError as error:
             raise self._lost(error) from error
@@ -93,6 +99,7 @@ class Work:
 
     def batch(self, records: Mapping[int, Sequence[Record]]) -> None:
         try:
+            self._stand_while_paused(1.0)
             with batch_seconds.time(), self._spans.around(records):
                 outcome = self._owner.batch(records)
         except UnavailableError as error:
@@ -104,6 +111,7 @@ class Work:
 
     def idle(self) -> None:
         try:
+            self._stand_while_paused(0.0)
             outcome = self._owner.idle()
         except UnavailableError as error:
             raise self._lost(error) from error
@@ -128,10 +136,25 @@ class Work:
             self.loop.seek(partition, offset)
         self.loop.commit(outcome.commit)
 
+    def _stand_while_paused(self, at_most_every_s: float) -> None:
+        """Raises UnavailableError where the operator has paused the workers: the loop then reads nothing, and asks
+        `assigned` again once a second."""
+        if time.monotonic() - self._asked_paused < at_most_every_s:
+            return
+        try:
+            why = self._ask_paused()
+        except UnavailableError:
+            self.paused = None
+            raise
+        self._asked_paused = time.monotonic()
+        self.paused = why or None
+        if why:
+            raise UnavailableError(f"paused: {why}")
+
     def _lost(self, error: UnavailableError) -> UnavailableError:
         """Forgets every bucket: `assigned` reads them again once the store, or the dead-letter topic, is back."""
         self._owner.revoked(self._owner.partitions)
-        self.redis_lost = str(error)
+        self.redis_lost = None if self.paused else str(error)
         return error
 
 
@@ -155,12 +178,15 @@ def build(config: WorkerSettings, matcher: Matcher, crash: Callable[[str], None]
     letters = kafka.DeadLetters(kafka.producer(config.kafka_url), qualify(config.namespace, topics.DEAD_LETTERS))
 
     def dead_letter(partition: int, record: owner.Record, reason: str) -> None:
+        if was_forgotten(buckets, record.key, record.offset):
+            return
         with spans.dead_letter(partition, record.offset, reason):
             letters.send(topic, partition, record.offset, record.timestamp, record.key, record.value, reason)
             _log.warning("dead letter", topic=topic, partition=partition, offset=record.offset, reason=reason)
 
     partitions = _partitions(config.kafka_url, topic)
-    store = WatchedStore(Store(redis.connect(config.redis_url), config.namespace))
+    buckets = Store(redis.connect(config.redis_url), config.namespace)
+    store = WatchedStore(buckets)
     spans = EventSpans(store, topic, partitions)
     work = Work(
         owner.Owner(
@@ -172,6 +198,7 @@ def build(config: WorkerSettings, matcher: Matcher, crash: Callable[[str], None]
             failpoint=crash,
         ),
         spans,
+        buckets.paused,
     )
     loop = work.loop = ConsumerLoop(
         config.kafka_url,
@@ -212,13 +239,13 @@ def run(config: WorkerSettings, work: Work, loop: ConsumerLoop) -> int:
         return f"no word for {silent:.0f} s" if silent > config.staleness_bound_s else None
 
     def idle_hands() -> str | None:
-        return None if loop.partitions or work.redis_lost else "owns no partition"
+        return None if loop.partitions or work.redis_lost or work.paused else "owns no partition"
 
     process = Process(
         config,
         "matching-worker",
         ready={"partitions": idle_hands, "kafka": kafka_silent},
-        degraded={"redis": lambda: work.redis_lost},
+        degraded={"redis": lambda: work.redis_lost, "paused": lambda: work.paused},
         on_drain=[stop_consuming],
     )
     process.health.add_services([SERVICE])

@@ -20,10 +20,14 @@ from vitrine.cli.applications import (
 from vitrine.cli.artifacts import app as artifacts_app
 from vitrine.cli.callers import app as callers_app
 from vitrine.cli.data import app as data_app
+from vitrine.cli.deadletters import app as deadletters_app
 from vitrine.cli.demo import demo as run_demo
 from vitrine.cli.doctor import doctor as run_doctor
 from vitrine.cli.index import app as index_app
+from vitrine.cli.replay import replay as run_replay
 from vitrine.cli.topics import app as topics_app
+from vitrine.cli.user import app as user_app
+from vitrine.cli.workers import app as workers_app
 from vitrine.errors import UnavailableError
 
 
@@ -46,6 +50,10 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(ads_app, name="ads")
 app.add_typer(data_app, name="data")
 app.add_typer(callers_app, name="callers")
+app.add_typer(user_app, name="user")
+app.add_typer(deadletters_app, name="deadletters")
+app.add_typer(workers_app, name="workers")
+app.command("replay")(run_replay)
 app.command("demo")(run_demo)
 app.command("doctor")(run_doctor)
 
@@ -79,7 +87,7 @@ def _choose(name: str, names: tuple[str, ...], what: str) -> None:
 @app.command(context_settings=_PASS_ON)
 def serve(
     context: typer.Context,
-    service: Annotated[str, typer.Argument(help="ann, ann-router, matching, ctr or console")],
+    service: Annotated[str, typer.Argument(help="ann, ann-router, matching, matching-clock, ctr or console")],
 ) -> None:
     """Start a gRPC service, or the console. Flags after its name are its own; each is a VITRINE_ variable too.
 

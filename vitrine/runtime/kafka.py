@@ -19,6 +19,7 @@ from vitrine.runtime.kafka_url import parse_url
 from vitrine.runtime.redact import redact_url
 
 __all__ = [
+    "DEAD_LETTER_BYTES",
     "DeadLetters",
     "LogLostError",
     "admin",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 # Of a key, and of a value: a letter must fit wherever its record did, compressed as that may have been.
-_DEAD_LETTER_BYTES = 64 * 1024
+DEAD_LETTER_BYTES = 64 * 1024
 
 
 def key_of(id: int) -> bytes:
@@ -170,8 +171,8 @@ class DeadLetters:
             partition=partition,
             offset=offset,
             append_time_ms=append_time_ms,
-            key=(key or b"")[:_DEAD_LETTER_BYTES],
-            value=(value or b"")[:_DEAD_LETTER_BYTES],
+            key=(key or b"")[:DEAD_LETTER_BYTES],
+            value=(value or b"")[:DEAD_LETTER_BYTES],
             reason=reason,
         )
         try:
