@@ -14,7 +14,7 @@ from matching_kit import small_catalog
 
 from vitrine.matching.catalog import NO_NUMBER
 from vitrine.matching.events import RecordError
-from vitrine.matching.record import Ranking, StoredList, decode, encode, encode_many, open_record
+from vitrine.matching.record import Ranking, StoredList, decode, encode, encode_many, open_record, restamp
 
 CATALOG = small_catalog(crowds=40)
 NO_KEYS, NO_WEIGHTS = np.empty(0, np.uint64), np.empty(0, np.float32)
@@ -67,6 +67,15 @@ def test_a_list_is_read_as_it_was_written(stored):
     assert encode(again, CATALOG) == record
     header = open_record(record)
     assert (header.user_id, header.revision, header.position) == (stored.user_id, stored.revision, stored.position)
+
+
+@given(stored_lists(), stored_lists())
+def test_a_record_stamped_anew_has_the_bytes_of_the_list_made_anew(stored, later):
+    stamp = {name: getattr(later, name) for name in ("revision", "offset", "append_ms", "position", "epoch")}
+    newer = dataclasses.replace(stored, **stamp)
+    assert restamp(encode(stored, CATALOG), newer) == encode(newer, CATALOG)
+    with pytest.raises(RecordError):
+        restamp(b"someone else's", newer)
 
 
 @given(st.lists(stored_lists(), max_size=4))

@@ -25,14 +25,17 @@ I64 = NDArray[np.int64]
 
 MAGIC = b"VMLS"
 SCHEMA = 2
-# So many ids are looked up in ascending order: neighbours then share cache lines.
-_MANY = 1_000
+# So many ids, among so many, are looked up in ascending order: neighbours then share cache lines.
+_MANY, _AMONG = 1_000, 1 << 20
 # magic, schema, flags, user, revision, offset, append ms, catalog position, epoch, served, features, bytes of the
 # catalog's and of the towers' version, arm, rankings, ads without a number, crowds that won, those without a
 # number, bits of an ad, bits of a crowd
 _HEADER = struct.Struct("<4sHHQIqqqqHHBBBBHHHBB")
 # entries, complete, bits of a value's distance, floor's value, floor's ad, bits of the first value
 _RANKING = struct.Struct("<HBBfQI")
+# of the header, from byte 16 on: revision, offset, append ms, catalog position, epoch
+_STAMP = struct.Struct("<Iqqqq")
+_STAMP_AFTER = MAGIC + SCHEMA.to_bytes(2, "little")
 _CRC = struct.Struct("<I")
 
 
@@ -106,6 +109,24 @@ class Header(NamedTuple):
     ad_bits: int
     crowd_bits: int
     columns_at: int
+
+
+def restamp(record: bytes, stored: StoredList) -> bytes:
+    """The record with the revision, offset, append time, position and epoch of `stored`, whose other fields are the
+    record's own: the bytes that `encode` would give, at a thirtieth of its cost.
+
+    Raises RecordError where the record is not of this schema.
+    """
+    if len(record) < _HEADER.size or record[:6] != _STAMP_AFTER:
+        raise RecordError(f"not a stored list of schema {SCHEMA}: {len(record)} bytes starting with {record[:6]!r}")
+    body = b"".join(
+        (
+            record[:16],
+            _STAMP.pack(stored.revision, stored.offset, stored.append_ms, stored.position, stored.epoch),
+            record[16 + _STAMP.size : -_CRC.size],
+        )
+    )
+    return body + _CRC.pack(zlib.crc32(body))
 
 
 class Columns(NamedTuple):
@@ -312,7 +333,7 @@ def _ids(references: U64, extras: U64, lookup: Callable[[U64], tuple[U64, NDArra
 
 def _numbers(sorted_ids: U64, numbers: NDArray[np.uint32], ids: U64) -> I64:
     """(n,) numbers of ids in any order, -1 for those that have none in this catalog."""
-    if len(ids) > _MANY:
+    if len(ids) > _MANY and len(sorted_ids) > _AMONG:
         order = np.argsort(ids)
         found = np.empty(len(ids), np.int64)
         found[order] = _numbers_in_order(sorted_ids, numbers, ids[order])
