@@ -45,7 +45,7 @@ def second_price(
 class Budgets:
     """Daily budgets of advertisers and the share of auctions that each takes part in, so that they last a day.
 
-    spent: (advertisers,) today; rate: (advertisers,) the share
+    spent: (advertisers,) today; rate: (advertisers,) the share; exhausted_days: of the `days` that have ended
     """
 
     def __init__(self, budget: NDArray[np.float64], advertiser: I64, seed: int, noise: int) -> None:
@@ -53,10 +53,12 @@ class Budgets:
         self.spent = np.zeros(len(budget))
         self.rate = np.ones(len(budget))
         self.exhausted_days = np.zeros(len(budget))
+        self.days = 0
         self._seed, self._stream = seed, f"truncation/pace/{noise}"
 
-    def new_day(self) -> None:
+    def end_day(self) -> None:
         """Budgets are whole again; shares stay as they are."""
+        self.days += 1
         self.exhausted_days += self.spent >= self.budget
         self.spent[:] = 0.0
 

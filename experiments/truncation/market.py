@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from experiments.truncation.settings import DAY_MS, SLOTS, Sizes, Staleness
 from experiments.truncation.truth import Truth
 from trainers.des import inputs
+from trainers.des.history import States
 from trainers.des.inputs import IMPRESSION, JOIN, LEAVE, PURCHASE, VIEW, Inputs
 from vitrine.data import draws
 from vitrine.data.market import Market as Folder
@@ -134,6 +135,12 @@ def draw(sizes: Sizes, seed: int, staleness: Staleness) -> tuple[Market, Truth]:
         lagged=_timeline(columns, behind),
         always_behind=_timeline(columns, columns.same_page),
     ), truth
+
+
+def pairs_of(market: Market, states: States) -> NDArray[np.int64]:
+    """(U,) eligible (crowd, ad) pairs of every user, as states are now."""
+    sizes = np.append(np.diff(market.crowd_indptr), 0)  # an empty slot's -1 is the last
+    return np.asarray(sizes[states.crowds].sum(axis=1))
 
 
 @dataclass(frozen=True, slots=True)

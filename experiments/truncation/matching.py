@@ -9,7 +9,7 @@ All ways share one kernel, `vitrine.native.match_topk`; a way only decides which
   hold for this user, until the time is up;
 - everything: all pairs.
 
-The online ways have one budget, in pairs read; a bound costs the deadline matcher as much as a pair.
+The online ways have one budget, in pairs read; the deadline matcher's bounds count as pairs, eight as one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from vitrine import native
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
-BLOCK = {"deadline": 32, "merged": 8}
-"""Postings of a block, for the ways that stop at a deadline."""
+BLOCK = {"deadline": 8, "merged": 8}
+"""Postings of a block, for the ways that stop at a deadline: small, as this market's crowds are."""
+
+BOUNDS_A_PAIR = 8
+"""Bounds that cost as much as a pair: they lie side by side in memory, a pair's slot and tower anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +114,7 @@ class Matcher:
             norms = np.sqrt((self.model.ad_vecs**2).sum(axis=1))
             most = (self.bids, self.model.ad_bias[self.ads], norms[self.ads])
             self._most = [np.maximum.reduceat(x, starts) for x in most]
-            self._by_rank = np.argsort(-worth[starts], kind="stable")
-            self._rank = np.empty(len(starts), np.int64)
-            self._rank[self._by_rank] = np.arange(len(starts))
+            self._worth = worth[starts].astype(np.float32)
 
     def match(self, states: States, users: I64, bias: F32, vecs: F32, k: int) -> Found:
         """The k most valuable ads of what each user reads, by the given halves (n,), (n, d) of the users."""
@@ -136,27 +137,35 @@ class Matcher:
         n = self.block_of[crowds + 1] - self.block_of[crowds]
         owner = np.repeat(user, n)
         block = np.repeat(self.block_of[crowds] - (np.cumsum(n) - n), n) + np.arange(int(n.sum()))
-        users = len(indptr) - 1
+        users, blocks = len(indptr) - 1, len(self.indptr) - 1
         if not len(block):
             return np.zeros(users + 1, np.int64), block
-        cost = np.diff(self.indptr)
         if self.cut.way == "merged":
-            key = np.sort(owner * len(cost) + self._rank[block])
-            owner, block = key // len(cost), self._by_rank[key % len(cost)]
-            bounds = np.zeros(users, np.int64)
+            bound, bounds = self._worth[block], np.zeros(users, np.int64)
         else:
             bid, most_bias, norm = (x[block] for x in self._most)
             length = np.sqrt((vecs * vecs).sum(axis=1))
-            bound = bid / (1.0 + np.exp(-(bias[owner] + most_bias + length[owner] * norm)))
-            by = np.lexsort((block, -bound, owner))
-            owner, block = owner[by], block[by]
-            bounds = np.bincount(owner, minlength=users)
-        spent = np.cumsum(cost[block])
+            bound = bid / (np.float32(1.0) + np.exp(-(bias[owner] + most_bias + length[owner] * norm)))
+            bounds = np.bincount(owner, minlength=users) // BOUNDS_A_PAIR
+        owner, block = _best_first(owner, bound, block)
+        spent = np.cumsum(np.diff(self.indptr)[block])
         before = np.append(0, spent)[np.searchsorted(owner, np.arange(users))]
         kept = spent - before[owner] + bounds[owner] <= self.cut.pairs
-        key = np.sort(owner[kept] * len(cost) + block[kept])
-        counts = np.bincount(key // len(cost), minlength=users)
-        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), key % len(cost)
+        key = np.sort(owner[kept] * blocks + block[kept])
+        counts = np.bincount(key // blocks, minlength=users)
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), key % blocks
+
+
+def _best_first(owner: I64, bound: F32, block: I64) -> tuple[I64, I64]:
+    """Sort by owner, then bound from the greatest, then block: one integer key, as numpy sorts those fastest.
+
+    The bits of floats that are not negative ascend as they do.
+    """
+    if int(owner[-1]) >= 1 << 12 or int(block.max()) >= 1 << 20:
+        raise ValueError("a batch holds at most 4,096 users, and a market 1,048,576 blocks")
+    inverse = (1 << 31) - 1 - bound.view(np.uint32).astype(np.int64)
+    key = np.sort(owner << 51 | inverse << 20 | block)
+    return key >> 51, key & ((1 << 20) - 1)
 
 
 def _rows(crowds: I64, weights: NDArray[np.floating], most: int) -> tuple[I64, I64]:

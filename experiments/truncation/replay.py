@@ -129,43 +129,38 @@ class Replay:
         if self.near_line:
             self._tower_bias[:], self._tower_vecs[:] = model.user(self.states, everyone)
         self._changes[:] = 0
-        self._ordered = False
 
     def run(self, first_day: int, last_day: int, *, count: bool = False) -> None:
         """Replay the days [first, last). count: count `wanted` and `dropped`."""
         self._all = Matcher(self.market, EVERYTHING) if count else None
-        self._ordered = False
         t = self.timeline
-        slot, alive = -1, np.zeros(self.market.ads, bool)
-        for batch in t.batches(first_day * SLOTS, last_day * SLOTS):
-            if t.slot[batch.start] != slot:
-                slot = int(t.slot[batch.start])
-                if slot % SLOTS == 0 or not self._ordered:
-                    self._new_day(slot % SLOTS == 0)
-                    alive[:] = False
-                self.budgets.pace(slot % SLOTS)
-            now = self.budgets.alive()
-            if not np.array_equal(now, alive):
-                alive = now
-                self.matcher.alive(alive)
-                if self._all is not None:
-                    self._all.alive(alive)
-            at = np.arange(batch.start, batch.stop)
-            asks = t.request[at] >= 0
-            events = at[~asks]
-            if len(events):
-                self._fold(t.user[events], t.kind[events], t.time_ms[events], t.item[events], t.crowd[events])
-            if asks.any():
-                self._serve(t.user[at[asks]], t.request[at[asks]], t.time_ms[at[asks]])
+        for day in range(first_day, last_day):
+            self._new_day()
+            slot, alive = -1, np.zeros(0, bool)
+            for batch in t.batches(day * SLOTS, (day + 1) * SLOTS):
+                if t.slot[batch.start] != slot:
+                    slot = int(t.slot[batch.start])
+                    self.budgets.pace(slot % SLOTS)
+                now = self.budgets.alive()
+                if not np.array_equal(now, alive):
+                    alive = now
+                    self.matcher.alive(alive)
+                    if self._all is not None:
+                        self._all.alive(alive)
+                at = np.arange(batch.start, batch.stop)
+                asks = t.request[at] >= 0
+                events, requests = at[~asks], at[asks]
+                if len(events):
+                    self._fold(t.user[events], t.kind[events], t.time_ms[events], t.item[events], t.crowd[events])
+                if len(requests):
+                    self._serve(t.user[requests], t.request[requests], t.time_ms[requests])
+            self.budgets.end_day()
 
-    def _new_day(self, morning: bool) -> None:
-        if morning:
-            self.budgets.new_day()
-            self._seen = np.zeros((self.market.users, self.market.ads), np.uint8)
+    def _new_day(self) -> None:
+        self._seen = np.zeros((self.market.users, self.market.ads), np.uint8)
         self.matcher.order(self.model, smoothed(self.impressions, self.clicks))
         if self._all is not None:
             self._all.order(self.model, np.zeros(self.market.ads))
-        self._ordered = True
 
     def _serve(self, user: I64, request: I64, time_ms: I64) -> None:
         now_bias, now_vecs = self.model.user(self.states, user)
@@ -222,9 +217,10 @@ class Replay:
 
     def _refresh(self, user: I64, time_ms: I64, due: NDArray[np.bool_]) -> None:
         """Towers made anew: those that are due, and those that are a day old by their user's clock."""
-        old = user[due | (time_ms - self._refreshed_ms[user] >= DAY_MS)]
+        due = due | (time_ms - self._refreshed_ms[user] >= DAY_MS)
+        old = user[due]
         if self.near_line and len(old):
             self._tower_bias[old], self._tower_vecs[old] = self.model.user(self.states, old)
             self.refreshes += len(old)
         self._changes[old] = 0
-        self._refreshed_ms[old] = time_ms[due | (time_ms - self._refreshed_ms[user] >= DAY_MS)]
+        self._refreshed_ms[old] = time_ms[due]

@@ -22,6 +22,18 @@ PUBLISHED = {"impressions_of_truncated": 0.50, "revenue_per_mille": 0.094}
 """Gains that arXiv 2102.09283 reports of its production system: context, not a target."""
 
 
+BUDGETS = (0.5, 2.0)
+"""Scales of all budgets besides 1 that are replayed."""
+SHARES = (0.005, 0.02, 0.3)
+"""Shares of a user's pairs that the cut-offs leave, besides the measured one and 1."""
+
+FEWER_CROWDS = (4, 8, 16)
+"""Crowds that a cut by impact keeps, at the measured share; the budget's rest is ads of each."""
+
+CALIBRATION_SEEDS = (9001, 9002)
+"""Markets on which the strongest cut-offs are found; no run compares anything on them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Staleness:
     """How long a list lags behind the event that changes it: lognormal by its median and 99th percentile.
@@ -58,5 +70,5 @@ class Sizes:
         return self.warm + self.before + self.main
 
 
-FULL = Sizes("full", users=2_000, ads=6_000, crowds=1_500, events_per_user=110.0, warm=10, before=6, main=6)
+FULL = Sizes("full", users=2_000, ads=4_000, crowds=1_000, events_per_user=110.0, warm=10, before=6, main=6)
 QUICK = Sizes("quick", users=1_000, ads=2_000, crowds=500, events_per_user=60.0, warm=6, before=4, main=4)
