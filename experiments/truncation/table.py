@@ -44,7 +44,7 @@ def about(results: Results) -> str:
         f"(crowd, ad) pairs; {MEASURED.budget_ms:g} ms are enough for {100 * MEASURED.share:.1f}% of them. "
         f"Strongest online at that: {label(results.baseline)}. Its cut-offs kept out "
         f"{percent(g['kept_out'], sign=False)} of what was "
-        f" among the users' most valuable: {truncated} and {g['advertisers truncated'].mean:,.0f} "
+        f"among the users' most valuable: {truncated} and {g['advertisers truncated'].mean:,.0f} "
         f"advertisers were truncated, {kept} and {g['advertisers not truncated'].mean:,.0f} advertisers were not; "
         "the others were seldom among the most valuable."
     )

@@ -11,6 +11,7 @@ from vitrine.artifacts import ArtifactError
 from vitrine.cli.ads import app as ads_app
 from vitrine.cli.applications import (
     DISTRIBUTED,
+    EXPERIMENTS,
     PLAIN,
     SERVICES,
     already_published,
@@ -118,6 +119,18 @@ def work(context: typer.Context) -> None:
 def loadtest(context: typer.Context) -> None:
     """Bring the whole system up on this machine and load it: knees, latencies, where the time goes."""
     _become(["-m", "loadtest", *context.args])
+
+
+@app.command(context_settings=_PASS_ON)
+def experiment(context: typer.Context, experiment: Annotated[str, typer.Argument(help="truncation")]) -> None:
+    """Run an experiment on simulated markets. Flags after its name are its own.
+
+    Example:
+
+        vitrine experiment truncation --quick
+    """
+    _choose(experiment, EXPERIMENTS, "experiment")
+    _become(["-m", f"experiments.{experiment}", *context.args])
 
 
 @app.command(context_settings=_PASS_ON)

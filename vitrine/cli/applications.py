@@ -17,6 +17,7 @@ SERVICES = {
 }
 DISTRIBUTED = ("des", "softmax")
 PLAIN = ("bdg", "catalog")
+EXPERIMENTS = ("truncation",)
 
 
 def applications_root() -> Path:
