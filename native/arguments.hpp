@@ -9,7 +9,10 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <new>
+#include <optional>
 #include <string>
+
+#include "dispatch.hpp"
 
 namespace vitrine {
 
@@ -88,6 +91,29 @@ class Input {
 inline size_t positive(const char* name, int64_t value) {
   if (value < 1) bad_value(std::string(name) + ": expected at least 1, got " + std::to_string(value));
   return static_cast<size_t>(value);
+}
+
+// Refuses an indptr whose part i is not an ordered range within `total`.
+inline void check_part(const char* name, const Input<int64_t>& indptr, size_t i, size_t total) {
+  const int64_t begin = indptr[i], end = indptr[i + 1];
+  if (begin < 0 || end < begin || static_cast<uint64_t>(end) > total) {
+    bad_value(std::string(name) + ": entries " + std::to_string(i) + " and " + std::to_string(i + 1) + " are " +
+              std::to_string(begin) + " and " + std::to_string(end) + "; they must ascend from 0 to " +
+              std::to_string(total));
+  }
+}
+
+inline void check_ends(const char* name, const Input<int64_t>& indptr, size_t total) {
+  if (indptr.size() == 0) bad_value(std::string(name) + ": expected one entry more than it has parts, got none");
+  const int64_t first = indptr[0], last = indptr[indptr.size() - 1];
+  if (first != 0 || last != static_cast<int64_t>(total)) {
+    bad_value(std::string(name) + ": expected to start at 0 and end at " + std::to_string(total) + ", got " +
+              std::to_string(first) + " and " + std::to_string(last));
+  }
+}
+
+inline const Kernels& kernels_of(const std::optional<std::string>& kernel) {
+  return kernel ? find(*kernel, "kernel") : chosen();
 }
 
 // A zeroed numpy array, filled with the GIL released and then handed to Python.

@@ -22,10 +22,6 @@ using namespace nanobind::literals;
 namespace vitrine {
 namespace {
 
-const Kernels& kernels_of(const std::optional<std::string>& kernel) {
-  return kernel ? find(*kernel, "kernel") : chosen();
-}
-
 nb::tuple py_hamming_topk(nb::object codes_, nb::object queries_, int64_t k_, int64_t threads_,
                           std::optional<std::string> kernel) {
   const Input<uint64_t> codes("codes", codes_, 2), queries("queries", queries_, 2);
@@ -65,25 +61,6 @@ nb::tuple py_hamming_rows(nb::object codes_, nb::object rows_, nb::object querie
                  distances.data());
   }
   return nb::make_tuple(found.take(), distances.take());
-}
-
-// Refuses an indptr whose part i is not an ordered range within `total`.
-void check_part(const char* name, const Input<int64_t>& indptr, size_t i, size_t total) {
-  const int64_t begin = indptr[i], end = indptr[i + 1];
-  if (begin < 0 || end < begin || static_cast<uint64_t>(end) > total) {
-    bad_value(std::string(name) + ": entries " + std::to_string(i) + " and " + std::to_string(i + 1) + " are " +
-              std::to_string(begin) + " and " + std::to_string(end) + "; they must ascend from 0 to " +
-              std::to_string(total));
-  }
-}
-
-void check_ends(const char* name, const Input<int64_t>& indptr, size_t total) {
-  if (indptr.size() == 0) bad_value(std::string(name) + ": expected one entry more than it has parts, got none");
-  const int64_t first = indptr[0], last = indptr[indptr.size() - 1];
-  if (first != 0 || last != static_cast<int64_t>(total)) {
-    bad_value(std::string(name) + ": expected to start at 0 and end at " + std::to_string(total) + ", got " +
-              std::to_string(first) + " and " + std::to_string(last));
-  }
 }
 
 nb::tuple py_match_topk(nb::object user_bias_, nb::object user_vecs_, nb::object user_indptr_, nb::object user_crowds_,
@@ -524,8 +501,13 @@ nb::object py_murmur2_decimal(nb::object ids_) {
 }  // namespace
 }  // namespace vitrine
 
+namespace vitrine {
+void bind_match_index(nb::module_& m);  // match_bindings.cpp
+}
+
 NB_MODULE(_native, m) {
   using namespace vitrine;
+  bind_match_index(m);
   m.def(
       "kernel", [] { return std::string(chosen().name); },
       "The instruction set of this process: \"avx512\", \"avx2\" or \"portable\".\n\n"

@@ -83,14 +83,13 @@ class MostValuable {
   }
 
   static uint32_t ad_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
-
- private:
   // Orders as (value descending, ad ascending) do when compared downwards.
   static uint64_t key_of(float value, uint32_t ad) {
     const uint32_t bits = std::bit_cast<uint32_t>(value + 0.0f);  // -0 is 0
     return static_cast<uint64_t>(bits >> 31 ? ~bits : bits | 0x80000000u) << 32 | static_cast<uint32_t>(~ad);
   }
 
+ private:
   size_t k_;
   uint64_t bound_ = 0;  // the k-th key of the last selection; keys are above 0
   std::vector<uint64_t> kept_;

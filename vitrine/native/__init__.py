@@ -8,6 +8,7 @@ function's docstring (`help(native.match_topk)`) gives shapes, dtypes and ties.
 
 from vitrine.native._native import (
     Graph,
+    MatchIndex,
     assign_centres,
     cap_edges,
     cluster_neighbours,
@@ -29,6 +30,7 @@ from vitrine.native._native import (
 
 __all__ = [
     "Graph",
+    "MatchIndex",
     "assign_centres",
     "cap_edges",
     "cluster_neighbours",

@@ -143,3 +143,67 @@ class Graph:
         kernel: str | None = None,
     ) -> tuple[NDArray[uint32], NDArray[uint32], NDArray[uint32], NDArray[uint32]]: ...
     def missing_edges(self, ef: int, *, kernel: str | None = None) -> NDArray[uint32]: ...
+
+class MatchIndex:
+    def __init__(
+        self,
+        crowd_indptr: NDArray[int64],
+        posting_ads: NDArray[uint32],
+        posting_bids: NDArray[float32],
+        ad_bias: NDArray[float32],
+        ad_vecs: NDArray[float32],
+        *,
+        threads: int = 1,
+    ) -> None: ...
+    def match(
+        self,
+        user_bias: NDArray[float32],
+        user_vecs: NDArray[float32],
+        user_indptr: NDArray[int64],
+        user_crowds: NDArray[uint32],
+        k: int,
+        *,
+        masks: NDArray[uint8] | None = None,
+        exclude_indptr: NDArray[int64] | None = None,
+        exclude_ads: NDArray[uint32] | None = None,
+        advertisers: NDArray[uint32] | None = None,
+        advertiser_cap: int = 0,
+        threads: int | None = None,
+        kernel: str | None = None,
+    ) -> tuple[
+        NDArray[int32],
+        NDArray[uint32],
+        NDArray[float32],
+        NDArray[uint32],
+        NDArray[float32],
+        NDArray[uint64],
+        NDArray[uint64],
+        NDArray[uint64],
+    ]: ...
+    def above(
+        self,
+        user_bias: NDArray[float32],
+        user_vecs: NDArray[float32],
+        user_indptr: NDArray[int64],
+        user_crowds: NDArray[uint32],
+        floor_values: NDArray[float32],
+        floor_keys: NDArray[uint32],
+        *,
+        masks: NDArray[uint8] | None = None,
+        exclude_indptr: NDArray[int64] | None = None,
+        exclude_ads: NDArray[uint32] | None = None,
+        threads: int | None = None,
+        kernel: str | None = None,
+    ) -> tuple[NDArray[int64], NDArray[uint32], NDArray[float32], NDArray[uint32], NDArray[float32]]: ...
+    def best(
+        self,
+        user_bias: NDArray[float32],
+        user_vecs: NDArray[float32],
+        pair_users: NDArray[uint32],
+        pair_ads: NDArray[uint32],
+        user_indptr: NDArray[int64],
+        user_crowds: NDArray[uint32],
+        *,
+        threads: int | None = None,
+        kernel: str | None = None,
+    ) -> tuple[NDArray[float32], NDArray[uint32], NDArray[float32]]: ...
