@@ -1,4 +1,4 @@
-"""`python -m services.matching worker` and `python -m services.matching server`."""
+"""`python -m services.matching worker`, `server` and `clock`."""
 
 import sys
 
@@ -14,8 +14,12 @@ def main(argv: list[str]) -> int:
         from services.matching import server
 
         return server.main(flags)
+    if role == "clock":
+        from services.matching import clock
+
+        return clock.main(flags)
     print(
-        "usage: python -m services.matching worker|server [flags]; --help after the role lists them",
+        "usage: python -m services.matching worker|server|clock [flags]; --help after the role lists them",
         file=sys.stderr,
     )
     return 2

@@ -27,7 +27,7 @@ def test_every_commands_help_has_an_example(command):
 
 @pytest.mark.parametrize(
     ("command", "choices"),
-    [("serve", "ann, ann-router, matching, ctr, console"), ("train", "des, softmax, bdg, catalog")],
+    [("serve", "ann, ann-router, matching, matching-clock, ctr, console"), ("train", "des, softmax, bdg, catalog")],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(command, choices):
     shown = CliRunner().invoke(app, [command, "nothing"], env={"COLUMNS": "200"})
@@ -35,7 +35,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones(command, choices):
     assert choices in shown.output
 
 
-STARTERS = [["work"], *(["serve", name] for name in ("ann", "ann-router", "matching", "ctr", "console"))]
+STARTERS = [
+    ["work"],
+    *(["serve", name] for name in ("ann", "ann-router", "matching", "matching-clock", "ctr", "console")),
+]
 STARTERS += [["train", "--processes", "1", name] for name in ("des", "softmax", "bdg", "catalog")]
 
 

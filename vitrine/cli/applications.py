@@ -12,6 +12,7 @@ SERVICES = {
     "ann": ["services.ann"],
     "ann-router": ["services.ann.router"],
     "matching": ["services.matching", "server"],
+    "matching-clock": ["services.matching", "clock"],
     "ctr": ["services.ctr"],
     "console": ["services.console"],
 }

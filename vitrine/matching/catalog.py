@@ -155,6 +155,13 @@ class Catalog:
         _check(self)
 
     @classmethod
+    def empty(cls) -> Self:
+        """No ads, crowds or items: for a process that is yet to read which catalog rules."""
+        ids, indptr = np.empty(0, np.uint64), np.zeros(1, np.int64)
+        rows, bids = np.empty(0, np.uint32), np.empty(0, np.float32)
+        return cls(ids, indptr, rows, bids, ids, ids, ids, ids, indptr, rows, half_life_ms=DAY_MS)
+
+    @classmethod
     def load(cls, path: Path | str) -> Self:
         """Map the catalog in a folder, checking it; raises CatalogError naming the file that is wrong."""
         arrays, meta = catalog_files.read(Path(path))
