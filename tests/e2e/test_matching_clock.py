@@ -96,6 +96,7 @@ def town(stack: EmbeddedStack, namespace: str, tmp_path) -> Iterator[Town]:
     started.producer.close()
 
 
+@pytest.mark.slow
 def test_a_budget_that_clicks_spend_closes_its_gate_once_whenever_the_clock_is_killed(town):
     rng = np.random.default_rng(3)
     town.start().wait_serving()
@@ -124,6 +125,7 @@ def test_a_budget_that_clicks_spend_closes_its_gate_once_whenever_the_clock_is_k
     assert town.of(AD) == [(False, True)]
 
 
+@pytest.mark.slow
 def test_schedules_and_budgets_follow_updates_and_the_catalog_that_rules(town):
     options = {"store": str(town.folder / "store"), "namespace": town.namespace, "kafka_url": town.stack.kafka_url}
     nothing = {"bids": [], "drop": [], "avoid": [], "unavoid": []}
