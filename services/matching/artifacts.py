@@ -43,5 +43,6 @@ def make_matcher(market: Market, loaded: LoadedTowers, settings: MatchingSetting
         epoch=epoch,
         stored=settings.stored,
         served=settings.served,
+        advertiser_cap=settings.advertiser_cap,
         threads=settings.threads,
     )

@@ -24,6 +24,9 @@ class MatchingSettings(Settings):
     cache: Path | None = Field(None, description="Folder for fetched artifacts; the user's cache folder if unset.")
     stored: int = Field(STORED, ge=1, le=1000, description="Entries of a stored list.")
     served: int = Field(SERVED, ge=1, le=1000, description="Entries of a list that may be served, at most stored.")
+    advertiser_cap: int = Field(
+        0, ge=0, le=1000, description="Most ads of one advertiser in a ranking; 0: no bound."
+    )
     staleness_bound_s: float = Field(60, gt=0, description="Kafka silent for longer: not serving.")
 
     @model_validator(mode="after")
@@ -67,6 +70,7 @@ def load_matcher(settings: MatchingSettings) -> Matcher:
         towers_version=towers.manifest.version,
         stored=settings.stored,
         served=settings.served,
+        advertiser_cap=settings.advertiser_cap,
         threads=settings.threads,
     )
     metrics.artifact_served("catalog", matcher.catalog_version)

@@ -24,13 +24,13 @@ def corrupt(store: ArtifactStore, scratch: Path) -> str:
 
 
 def newer(store: ArtifactStore, scratch: Path) -> str:
-    store.publish("catalog", scratch / "catalog", schema=2)
-    return "artifact schema 2 is newer than 1"
+    store.publish("catalog", scratch / "catalog", schema=3)
+    return "artifact schema 3 is newer than 2"
 
 
 def foreign(store: ArtifactStore, scratch: Path) -> str:
     store.publish("catalog", scratch / "towers", schema=1)
-    return "crowds.npy"
+    return "meta.json"
 
 
 @pytest.mark.parametrize("damage", [truncate, corrupt, newer, foreign])
