@@ -132,11 +132,13 @@ def _settings_class(service: str) -> type[Settings]:
     from services.ann.router.settings import RouterSettings
     from services.ann.settings import AnnSettings
     from services.console.settings import ConsoleSettings
+    from services.matching.clock import ClockSettings
     from services.matching.settings import ServerSettings, WorkerSettings
     from vitrine.runtime.follow import FollowSettings
 
     classes = {"ann": AnnSettings, "ctr": FollowSettings, "matching": ServerSettings, "console": ConsoleSettings}
-    return {**classes, "worker": WorkerSettings, "ann-router": RouterSettings}[service]
+    own = {"worker": WorkerSettings, "matching-clock": ClockSettings, "ann-router": RouterSettings}
+    return {**classes, **own}[service]
 
 
 def trainer_command(name: str) -> Any:

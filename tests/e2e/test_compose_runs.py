@@ -51,7 +51,7 @@ class Here:
         self.kafka_home = Path(kafka_home)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         listening = [("kafka", 9092), ("kafka", 9093), ("kafka", 9094), ("valkey", 6379), *PORTS.items()]
-        listening += [(name, port) for name in (*PORTS, "worker") for port in (HEALTH_PORT, METRICS_PORT)]
+        listening += [(name, port) for name in (*PORTS, "worker", "clock") for port in (HEALTH_PORT, METRICS_PORT)]
         self.ports = dict(zip(listening, free_ports(len(listening)), strict=True))
         for folder in ("market", "store", "cache", "work", "tmp", "kafka", "valkey"):
             (root / folder).mkdir()

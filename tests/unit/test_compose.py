@@ -151,7 +151,7 @@ def test_readers_of_artifacts_wait_for_their_trainers():
         return direct.union(*(waited(other) for other in direct))
 
     assert waited("matching") >= {"kafka", "valkey", "topics", "train-catalog", "train-des"}
-    assert waited("worker") == waited("matching")
+    assert waited("worker") == waited("clock") == waited("matching")
     assert waited("ctr") >= {"train-des"}
     assert waited("ann") >= {"train-bdg", "train-softmax"}
     assert waited("history") >= {"topics", "market"}
@@ -217,7 +217,7 @@ def test_prometheus_scrapes_every_process_and_grafana_finds_its_files():
         for config in scraped
         for sd in config["dns_sd_configs"]
     }  # fmt: skip
-    assert jobs == {(name, name, METRICS_PORT) for name in (*PORTS, "worker")}
+    assert jobs == {(name, name, METRICS_PORT) for name in (*PORTS, "worker", "clock")}
     held = mounts(SERVICE["grafana"])
     providers = yaml.safe_load(
         (ROOT / "observability/grafana/provisioning/dashboards/vitrine.yml").read_text("utf-8")

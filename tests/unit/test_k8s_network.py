@@ -106,7 +106,8 @@ FRONT_END = End({"app": "shop"}, {"vitrine/front-end": "true"})
 PROMETHEUS = End({"app": "prometheus"}, {"vitrine/prometheus": "true"})
 STRANGER, NEIGHBOUR = End({"app": "x"}, {"name": "elsewhere"}), End({"app": "x"})
 OUTSIDE = End(outside=True)
-PROCESSES = {"ann-shard-0": 7001, "matching": 7002, "ctr": 7003, "console": 7004, "worker": METRICS_PORT}
+PROCESSES = {"ann-shard-0": 7001, "matching": 7002, "ctr": 7003, "console": 7004}
+UNCALLED = {"worker": METRICS_PORT, "clock": METRICS_PORT}
 OF_SHARDS = {"ann-shard-1": 7001, "ann-router": 7005}
 
 
@@ -153,12 +154,12 @@ def test_every_pod_asks_for_names(rendered, name):
 @pytest.mark.parametrize("name", [*OVERLAYS, "all"])
 def test_front_ends_reach_calls_and_pages_and_prometheus_reaches_metrics(rendered, name):
     objects = rendered[name]
-    for process, port in (PROCESSES | (OF_SHARDS if name == "all" else {})).items():
+    for process, port in (PROCESSES | UNCALLED | (OF_SHARDS if name == "all" else {})).items():
         target = one(objects, process)
-        assert reaches(objects, FRONT_END, target, port) == (process != "worker"), process
+        assert reaches(objects, FRONT_END, target, port) == (process not in UNCALLED), process
         assert not reaches(objects, FRONT_END, target, METRICS_PORT), process
         assert reaches(objects, PROMETHEUS, target, METRICS_PORT), process
-        assert process == "worker" or not reaches(objects, PROMETHEUS, target, port), process
+        assert process in UNCALLED or not reaches(objects, PROMETHEUS, target, port), process
 
 
 def test_every_process_reaches_a_collector_of_traces_and_no_job_does(rendered):
@@ -184,7 +185,7 @@ def test_devs_redis_and_kafka_are_for_those_who_need_them(rendered):
         "Deployment/matching", "Deployment/worker",
     }  # fmt: skip
     assert {pod.where for pod in pods(objects) if reaches(objects, end(pod), KAFKA, 9092)} == {
-        "Deployment/matching", "Deployment/worker", "Deployment/console", "Job/demo", "StatefulSet/ann-shard-0",
+        "Deployment/matching", "Deployment/worker", "Deployment/clock", "Deployment/console", "Job/demo", "StatefulSet/ann-shard-0",
     }  # fmt: skip
     assert reaches(objects, KAFKA, End({"app": "api"}, {"name": "default"}), 6443), (
         "Strimzi's pods need the API server"

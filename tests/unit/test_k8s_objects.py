@@ -267,10 +267,10 @@ def test_replicas_are_spread_and_grpc_clients_see_each_of_them(rendered):
 
 
 def test_workers_are_replaced_one_by_one_and_servers_after_their_heirs_are_ready(rendered):
-    """A worker more than there are partitions owns none and never becomes ready."""
+    """A worker more than there are partitions owns none and never becomes ready; of clocks there is one."""
     for item in pick(rendered["base"], "Deployment"):
         surge = item["spec"]["strategy"]["rollingUpdate"]
-        first = {"maxSurge": 0, "maxUnavailable": 1} if item["metadata"]["name"] == "worker" else None
+        first = {"maxSurge": 0, "maxUnavailable": 1} if item["metadata"]["name"] in ("worker", "clock") else None
         assert surge == (first or {"maxSurge": 1, "maxUnavailable": 0})
 
 

@@ -220,7 +220,7 @@ def test_prometheus_finds_every_process_and_names_its_job_as_the_rules_do(render
         if wanted <= labels.items() and endpoint["port"] in ports:
             assert ports[endpoint["port"]] == METRICS_PORT
             jobs.add(labels[monitor["spec"]["jobLabel"]])
-    assert jobs == {*PORTS, "worker"}
+    assert jobs == {*PORTS, "worker", "clock"}
     assert endpoint["honorLabels"] is True, "`namespace` would be the cluster's, not VITRINE_NAMESPACE"
 
 
@@ -230,7 +230,7 @@ def test_with_mtls_everything_that_calls_has_a_certificate_for_whom_it_calls(ren
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["scheme"] == "https"
     lasting = [pod for pod in pods(rendered["all"]) if pod.lasting and ours(pod)]
-    assert len(lasting) == 7
+    assert len(lasting) == 8
     for pod in lasting:
         container = container_of(pod, pod.containers()[0], rendered["all"])
         command, env = pod.containers()[0]["name"], container.env
