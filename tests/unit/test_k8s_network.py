@@ -185,7 +185,8 @@ def test_devs_redis_and_kafka_are_for_those_who_need_them(rendered):
         "Deployment/matching", "Deployment/worker",
     }  # fmt: skip
     assert {pod.where for pod in pods(objects) if reaches(objects, end(pod), KAFKA, 9092)} == {
-        "Deployment/matching", "Deployment/worker", "Deployment/clock", "Deployment/console", "Job/demo", "StatefulSet/ann-shard-0",
+        "Deployment/matching", "Deployment/worker", "Deployment/clock", "Deployment/console", "Job/demo",
+        "StatefulSet/ann-shard-0",
     }  # fmt: skip
     assert reaches(objects, KAFKA, End({"app": "api"}, {"name": "default"}), 6443), (
         "Strimzi's pods need the API server"
