@@ -502,11 +502,13 @@ nb::object py_murmur2_decimal(nb::object ids_) {
 }  // namespace vitrine
 
 namespace vitrine {
+void bind_list_reader(nb::module_& m);  // list_bindings.cpp
 void bind_match_index(nb::module_& m);  // match_bindings.cpp
 }
 
 NB_MODULE(_native, m) {
   using namespace vitrine;
+  bind_list_reader(m);
   bind_match_index(m);
   m.def(
       "kernel", [] { return std::string(chosen().name); },

@@ -107,7 +107,7 @@ class Fallback:
         while True:
             stored = self._ask(asked, crowd)
             ranking = stored.rankings[group if group < len(stored.rankings) else 0]
-            bids = np.array(self._showing.rows(ranking.ads, ranking.crowds, group), np.float32)
+            bids = self._showing.rows(ranking.ads, ranking.crowds, group)
             whole = crowd is not None or len(ranking.ads) < asked
             found = Entries(ranking.ads, ranking.values, ranking.crowds, bids, whole)
             found = found.taken(bids > 0)

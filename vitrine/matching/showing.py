@@ -10,17 +10,23 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrine import native
+from vitrine.api.matching.v1 import matching_pb2 as pb
 from vitrine.matching.catalog import NO_NUMBER, Catalog
-from vitrine.matching.market import Ad, Market
+from vitrine.matching.market import Market
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-# Bids remembered by pair: a dictionary answers 50 pairs in 5 us, searches in numpy in 13 to 26. 25 MB when full.
-_REMEMBERED = 1 << 18
+SHOWN, HIDDEN, ELSEWHERE = 0, 1, 2
+"""In `Showing.closed`: the base says of an ad that it may be shown, that it may not, or nothing."""
+
+# Of the answer's fields that a list gives: ids of ads, values, bids, ids of crowds.
+_FIELDS = ("ad_ids", "values", "bids", "crowd_ids")
 
 
 class Base:
@@ -32,37 +38,39 @@ class Base:
         self.crowd_at = _places(catalog.crowd_numbers)
         self.ads: U64 = np.append(catalog.ads, np.uint64(0))
         self.crowds: U64 = np.append(catalog.crowds, np.uint64(0))
-        self._bids: dict[int, float] = {}
+
+    @cached_property
+    def reader(self) -> native.ListReader:
+        """Reads rankings by these tables."""
+        indptr, bid_crowds, bids = self.catalog.ad_postings
+        fields = pb.GetMatchesResponse.DESCRIPTOR.fields_by_name
+        return native.ListReader(
+            self.ad_at,
+            self.crowd_at,
+            self.ads,
+            self.crowds,
+            np.ascontiguousarray(indptr),
+            np.ascontiguousarray(bid_crowds),
+            np.ascontiguousarray(bids),
+            bytes(fields[name].number << 3 | 2 for name in _FIELDS),
+        )
 
     @cached_property
     def advertisers(self) -> U64:
         """(A+1,) by position."""
         return np.append(self.catalog.ad_advertisers, np.uint64(0))
 
-    def bids(self, ads: I64, crowds: I64) -> list[float]:
+    def bids(self, ads: I64, crowds: I64) -> F32:
         """Bids of pairs of positions; 0 where there is no such pair, as of an ad or a crowd that is unknown."""
-        pairs: list[int] = (ads << 32 | crowds).tolist()
-        found = list(map(self._bids.get, pairs))
-        if None in found:
-            looked_up: list[float] = self._search(ads, crowds).tolist()
-            if len(self._bids) >= _REMEMBERED:
-                self._bids = {}
-            self._bids.update(zip(pairs, looked_up, strict=True))
-            return looked_up
-        return found  # type: ignore[return-value]  # there is no None in it
-
-    def _search(self, ads: I64, crowds: I64) -> F32:
-        """All of the ads' bids side by side, compared with the crowds wanted: an ad has few bids."""
         indptr, bid_crowds, bids = self.catalog.ad_postings
-        known = ads < len(self.catalog.ads)
-        ads = np.where(known, ads, 0)
-        starts = indptr[ads]
-        counts = np.where(known, indptr[ads + 1 if len(indptr) > 1 else ads] - starts, 0)
-        ends = np.cumsum(counts)
-        rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
-        pair = np.repeat(np.arange(len(ads)), counts)
-        hits = np.flatnonzero(bid_crowds[rows] == crowds[pair])
         found = np.zeros(len(ads), np.float32)
+        known = np.flatnonzero(ads < len(self.catalog.ads))
+        starts = indptr[ads[known]]
+        counts = indptr[ads[known] + 1] - starts
+        # All of the ads' bids side by side, compared with the crowds wanted: an ad has few bids.
+        rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        pair = np.repeat(known, counts)
+        hits = np.flatnonzero(bid_crowds[rows] == crowds[pair])
         found[pair[hits]] = bids[rows[hits]]
         return found
 
@@ -74,30 +82,27 @@ class Showing:
         """base: of the market's catalog, where one is there already."""
         self.market = market
         self.base = base if base is not None and base.catalog is market.catalog else Base(market.catalog)
-        self._closed: dict[int, Mask] = {}
+        self._closed: dict[int, U8] = {}
 
-    def closed(self, group: int) -> Mask:
-        """(A+1,) by position: the base's row is not to be shown in this group."""
+    def closed(self, group: int) -> U8:
+        """(A+1,) by position: SHOWN, HIDDEN or ELSEWHERE, in this group."""
         closed = self._closed.get(group)
         if closed is None:
             outside = self.market.catalog.ad_groups >> np.uint8(group) & np.uint8(1) == 0
-            closed = self._closed[group] = np.append(self.market.dead | outside, True)
+            closed = np.append(self.market.dead | outside, True).astype(np.uint8)
+            closed[:-1][self.market.redefined] = ELSEWHERE
+            self._closed[group] = closed
         return closed
 
-    @cached_property
-    def _redefined(self) -> Mask:
-        """(A+1,) by position: the base does not say what the ad is."""
-        return np.append(self.market.redefined, True)
-
-    def rows(self, ads: U64, crowds: U64, group: int) -> list[float]:
-        """The bid of each entry; 0 of those that may not be shown."""
+    def rows(self, ads: U64, crowds: U64, group: int) -> F32:
+        """(n,) the bid of each entry; 0 of those that may not be shown."""
         catalog = self.market.catalog
-        return self.shown(_positions(catalog.ads, ads), _positions(catalog.crowds, crowds), ads, crowds, group)
-
-    def shown(self, at: I64, on: I64, ads: U64, crowds: U64, group: int) -> list[float]:
-        """`rows`, of entries whose positions in the base are known: A and C where they have none."""
+        at, on = _positions(catalog.ads, ads), _positions(catalog.crowds, crowds)
+        closed = self.closed(group)[at]
         bids = self.base.bids(at, on)
-        for row in np.flatnonzero(self.closed(group)[at]).tolist():
+        bids[closed != SHOWN] = 0
+        # What the base does not know may be in ad-updates alone.
+        for row in np.flatnonzero((closed == ELSEWHERE) | (at == len(catalog.ads))).tolist():
             bids[row] = self._elsewhere(int(ads[row]), int(crowds[row]), group)
         return bids
 
@@ -105,19 +110,15 @@ class Showing:
         """(n,) who pays for each ad; 0 where nobody is known."""
         at = _positions(self.market.catalog.ads, ads)
         found = self.base.advertisers[at]
-        for row in np.flatnonzero(self._redefined[at]).tolist():
+        for row in np.flatnonzero(np.append(self.market.redefined, True)[at]).tolist():
             ad = self.market.ad(int(ads[row]))
             found[row] = 0 if ad is None else ad.advertiser
         return found
 
-    def may_show(self, ad: Ad, group: int) -> bool:
-        """Whether an ad may be shown in a group at all."""
-        return ad.live and bool(ad.groups >> group & 1)
-
     def _elsewhere(self, ad_id: int, crowd: int, group: int) -> float:
         """The bid of an ad that the base does not show: it may have been defined anew."""
         ad = self.market.ad(ad_id) if ad_id else None
-        if ad is None or not self.may_show(ad, group):
+        if ad is None or not ad.live or not ad.groups >> group & 1:
             return 0.0
         row = int(np.searchsorted(ad.crowds, np.uint64(crowd)))
         return float(ad.bids[row]) if row < len(ad.crowds) and ad.crowds[row] == crowd else 0.0

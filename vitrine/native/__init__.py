@@ -8,6 +8,7 @@ function's docstring (`help(native.match_topk)`) gives shapes, dtypes and ties.
 
 from vitrine.native._native import (
     Graph,
+    ListReader,
     MatchIndex,
     assign_centres,
     cap_edges,
@@ -30,6 +31,7 @@ from vitrine.native._native import (
 
 __all__ = [
     "Graph",
+    "ListReader",
     "MatchIndex",
     "assign_centres",
     "cap_edges",

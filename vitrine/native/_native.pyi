@@ -144,6 +144,35 @@ class Graph:
     ) -> tuple[NDArray[uint32], NDArray[uint32], NDArray[uint32], NDArray[uint32]]: ...
     def missing_edges(self, ef: int, *, kernel: str | None = None) -> NDArray[uint32]: ...
 
+class ListReader:
+    def __init__(
+        self,
+        ad_at: NDArray[int64],
+        crowd_at: NDArray[int64],
+        ads: NDArray[uint64],
+        crowds: NDArray[uint64],
+        ad_indptr: NDArray[int64],
+        bid_crowds: NDArray[uint32],
+        bids: NDArray[float32],
+        tags: bytes,
+    ) -> None: ...
+    def read(
+        self,
+        record: bytes,
+        closed: NDArray[uint8],
+        k: int,
+        entries: int,
+        first: int,
+        entries_at: int,
+        entry_bits: int,
+        ad_bits: int,
+        falls_at: int,
+        fall_bits: int,
+        crowds_at: int,
+        crowds: int,
+        crowd_bits: int,
+    ) -> tuple[bytes, int] | None: ...
+
 class MatchIndex:
     def __init__(
         self,
