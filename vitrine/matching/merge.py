@@ -39,6 +39,19 @@ def without(base: Catalog, rows: U32) -> Catalog:
     return _with(base, [], rows)
 
 
+def adjusted(extra: Catalog, base: Catalog, new: list[Ad], gone: list[int]) -> Catalog:
+    """The small catalog beside `base` with these ads in it, instead of its own of those ids, and without the gone.
+
+    Crowds that it had stay.
+    """
+    rows, _ = extra.ad_ordinals(np.array(sorted(gone), np.uint64))
+    moved = _with(extra, sorted(new, key=lambda ad: ad.ad_id), rows)
+    known, there = base.crowd_ordinals(moved.crowds)
+    numbers = np.full(len(moved.crowds), NO_NUMBER, np.uint32)
+    numbers[there] = base.crowd_numbers[known]
+    return replace(moved, crowd_numbers=numbers)
+
+
 def _with(base: Catalog, new: list[Ad], lost: U32) -> Catalog:
     """The base with these ads in the place of its own of the same ids, and without the rows that are lost."""
     if not new and not len(lost):

@@ -24,8 +24,8 @@ from vitrine.matching.ad_records import (
 )
 from vitrine.matching.catalog import OFF, Catalog
 from vitrine.matching.events import RecordError
-from vitrine.matching.market import Ad, Changes, Market, ad_of, small_catalog
-from vitrine.matching.merge import merged
+from vitrine.matching.market import Ad, Changes, Market, ad_of
+from vitrine.matching.merge import adjusted, merged
 
 __all__ = [
     "FOLD_AT", "Activated", "Active", "AdChange", "Gate", "RecordError", "Updates", "activation_key", "ad_key",
@@ -70,7 +70,7 @@ class Updates:
         self._activations: tuple[Active, ...] = ()
         self._base = catalog
         self._overlay: dict[int, Ad | None] = {}
-        self._extra: dict[int, Ad] = {}
+        self._extra: set[int] = set()  # the ads of the market's extra
         self._dirty: set[int] = set()
         self._market: Market | None = None
         self._folding: threading.Thread | None = None
@@ -126,7 +126,7 @@ class Updates:
                 self._overlay = {
                     ad_id: ad for ad_id, ad in self._overlay.items() if market.overlay.get(ad_id, _NEVER) is not ad
                 }
-                self._extra, self._dirty, self._market = {}, set(self._overlay), None
+                self._extra, self._dirty, self._market = set(), set(self._overlay), None
         finally:
             self._folding = None
 
@@ -209,7 +209,8 @@ class Updates:
         dirty = sorted(self._dirty)
         rows, known = self._base.ad_ordinals(dirty)
         row_of = dict(zip(np.array(dirty, np.uint64)[known].tolist(), rows.tolist(), strict=True))
-        extra_moved = False
+        new: list[Ad] = []
+        gone: list[int] = []
         for ad_id in dirty:
             ad, row = self._overlay[ad_id], row_of.get(ad_id)
             other = True
@@ -219,12 +220,14 @@ class Updates:
                 other = ad is not None and not ad.defined_as(base)
                 redefined[row] = other
                 dead[row] = other or ad is None or not ad.live
-            extra_moved |= self._extra.pop(ad_id, None) is not None
             if ad is not None and ad.live and other:
-                self._extra[ad_id] = ad
-                extra_moved = True
+                new.append(ad)
+                self._extra.add(ad_id)
+            elif ad_id in self._extra:
+                gone.append(ad_id)
+                self._extra.remove(ad_id)
         self._dirty = set()
-        extra = small_catalog(self._base, self._extra.values()) if extra_moved else before.extra
+        extra = adjusted(before.extra, self._base, new, gone) if new or gone else before.extra
         return replace(before, dead=dead, redefined=redefined, extra=extra, overlay=dict(self._overlay))
 
     def _note(self, offset: int, ad_id: int) -> None:
