@@ -38,11 +38,12 @@ def write_postings(market: Market, crowds: U64, ads: U64, out: Path) -> None:
         by_crowd = _Table(out, ("crowd_indptr", "posting_ads", "posting_bids"), per_crowd)
         found.seek(0)
         for size in sizes:
-            by_crowd.put(*(np.fromfile(found, dtype, size) for dtype in (np.uint32, np.uint32, np.float32)))
+            crowd, ad = np.fromfile(found, np.uint32, size), np.fromfile(found, np.uint32, size)
+            by_crowd.put(crowd, ad, np.fromfile(found, np.float32, size))
     by_crowd.sort()
     by_ad = _Table(out, ("ad_indptr", "ad_crowds", "ad_bids"), per_ad)
-    for crowd, ad, bids in by_crowd.parts():  # crowds ascending, so that they come to lie so
-        by_ad.put(ad, crowd, bids)
+    for rows, columns, bids in by_crowd.parts():  # crowds ascending, so that they come to lie so
+        by_ad.put(columns, rows, bids)
     by_crowd.close()
     by_ad.close()
 

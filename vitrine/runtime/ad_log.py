@@ -56,12 +56,14 @@ class AdLog:
             sent = [self._producer.send(self.topic, key=key, value=value, partition=0) for key, value in records]
             return [each.get(timeout=_SEND_S).offset for each in sent]
         except KafkaError as error:
+            self.close()  # the next attempt has a producer of its own
             raise UnavailableError(f"{self.topic} does not take records ({error}); some may be there") from error
 
     def close(self) -> None:
         """Ends the connection."""
         if self._producer is not None:
             self._producer.close(timeout=2)
+            self._producer = None
 
     def __enter__(self) -> Self:
         return self
