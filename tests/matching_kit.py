@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -163,6 +163,9 @@ class MemoryStore:
             assert all(bucket_of(user_id) == bucket for user_id in ids)
         return {id: self.states[id] for ids in users.values() for id in ids if id in self.states}
 
+    def read_lists(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
+        return {id: self.lists[id] for ids in users.values() for id in ids if id in self.lists}
+
     def write(
         self, writes: Sequence[BucketWrite], between: Callable[[], None] = lambda: None
     ) -> list[bytes | None]:
@@ -173,12 +176,26 @@ class MemoryStore:
             tokens.append(self._write(write))
         return tokens
 
-    def copy(self) -> tuple[dict[int, Mark], dict[int, bytes], dict[int, bytes]]:
-        return dict(self.marks), dict(self.states), dict(self.lists)
+    def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
+        rows = [(id, user, self.lists.get(id)) for id, user in self.states.items() if bucket_of(id) == bucket]
+        for start in range(0, len(rows), chunk):
+            yield rows[start : start + chunk]
 
-    def restore(self, copied: tuple[dict[int, Mark], dict[int, bytes], dict[int, bytes]]) -> None:
+    def rewind(self, bucket: int, log: str, events: int) -> None:
+        """`vitrine.matching.rewind`: states and lists go, tombstones stay, whoever owned the bucket is fenced."""
+        for user_id in [id for id in self.states if bucket_of(id) == bucket]:
+            self.lists.pop(user_id, None)
+            del self.states[user_id]
+        self.states |= {id: user for id, user in self.deleted.items() if bucket_of(id) == bucket}
+        held = self.marks.get(bucket, Mark())
+        self.marks[bucket] = replace(held, token=secrets.token_bytes(16), log=log, events=events, applied=0)
+
+    def copy(self) -> tuple[dict, ...]:
+        return tuple(dict(part) for part in (self.marks, self.states, self.lists, self.deleted))
+
+    def restore(self, copied: tuple[dict, ...]) -> None:
         """What a lagging replica is like when it is promoted."""
-        self.marks, self.states, self.lists = (dict(part) for part in copied)
+        self.marks, self.states, self.lists, self.deleted = (dict(part) for part in copied)
 
     def _write(self, write: BucketWrite) -> bytes | None:
         held = self.marks.get(write.bucket, Mark())

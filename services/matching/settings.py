@@ -47,6 +47,9 @@ class WorkerSettings(MatchingSettings):
     )
     session_timeout_s: float = Field(30, ge=1, description="Silence after which others get a worker's partitions.")
     batch_records: int = Field(2_000, ge=1, le=100_000, description="Most events folded before one write.")
+    list_expiry_h: float = Field(
+        720, ge=0, description="A list neither written nor found unchanged for so long goes; 0: none does."
+    )
     failpoint: str = Field("", description="For tests: NAME:N ends the process at the N-th pass of a point.")
 
 

@@ -43,6 +43,15 @@ class WatchedStore:
     def read_states(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
         return self._store.read_states(users)
 
+    def read_lists(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
+        return self._store.read_lists(users)
+
+    def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
+        return self._store.scan(bucket, chunk)
+
+    def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
+        return self._store.scan(bucket, chunk)
+
     def write(
         self, writes: Sequence[BucketWrite], between: Callable[[], None] = lambda: None
     ) -> list[bytes | None]:

@@ -185,7 +185,8 @@ def build(config: WorkerSettings, matcher: Matcher, crash: Callable[[str], None]
             _log.warning("dead letter", topic=topic, partition=partition, offset=record.offset, reason=reason)
 
     partitions = _partitions(config.kafka_url, topic)
-    buckets = Store(redis.connect(config.redis_url), config.namespace)
+    expiry_ms = int(config.list_expiry_h * 3_600_000)
+    buckets = Store(redis.connect(config.redis_url), config.namespace, list_expiry_ms=expiry_ms)
     store = WatchedStore(buckets)
     spans = EventSpans(store, topic, partitions)
     work = Work(

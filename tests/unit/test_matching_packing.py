@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrine.matching import packing
@@ -16,6 +16,7 @@ def columns(draw):
     return width, [int(v) & ((1 << width) - 1) for v in rng.integers(0, 2**64, n, np.uint64)]
 
 
+@settings(deadline=None)
 @given(columns(), st.binary(max_size=9), st.binary(max_size=9))
 def test_a_column_is_read_as_it_was_written_whatever_stands_around_it(column, before, after):
     width, values = column
@@ -26,6 +27,7 @@ def test_a_column_is_read_as_it_was_written_whatever_stands_around_it(column, be
     assert packing.unpack_array(record, len(before), len(values), width).tolist() == values
 
 
+@settings(deadline=None)
 @given(columns())
 def test_lists_and_arrays_have_the_same_bytes(column):
     width, values = column
@@ -35,6 +37,7 @@ def test_lists_and_arrays_have_the_same_bytes(column):
     assert packing.pack(values, width) == packing.pack_array(np.array(values, np.uint64), width) == expected
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 2**64 - 1), max_size=300), st.binary(max_size=3))
 def test_ids_come_back_in_order_with_the_byte_after_them(ids, before):
     ids = sorted(ids)

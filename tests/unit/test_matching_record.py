@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matching_kit import small_catalog
@@ -59,6 +59,7 @@ def same(one: object, other: object) -> bool:
     return one == other
 
 
+@settings(deadline=None)
 @given(stored_lists())
 def test_a_list_is_read_as_it_was_written(stored):
     record = encode(stored, CATALOG)
@@ -69,6 +70,7 @@ def test_a_list_is_read_as_it_was_written(stored):
     assert (header.user_id, header.revision, header.position) == (stored.user_id, stored.revision, stored.position)
 
 
+@settings(deadline=None)
 @given(stored_lists(), stored_lists())
 def test_a_record_stamped_anew_has_the_bytes_of_the_list_made_anew(stored, later):
     stamp = {name: getattr(later, name) for name in ("revision", "offset", "append_ms", "position", "epoch")}
@@ -78,11 +80,13 @@ def test_a_record_stamped_anew_has_the_bytes_of_the_list_made_anew(stored, later
         restamp(b"someone else's", newer)
 
 
+@settings(deadline=None)
 @given(st.lists(stored_lists(), max_size=4))
 def test_lists_encoded_together_have_the_bytes_that_they_have_alone(lists):
     assert encode_many(lists, CATALOG) == [encode(stored, CATALOG) for stored in lists]
 
 
+@settings(deadline=None)
 @given(stored_lists(), st.data())
 def test_a_record_cut_short_or_altered_is_refused_not_misread(stored, data):
     record = encode(stored, CATALOG)
@@ -93,6 +97,7 @@ def test_a_record_cut_short_or_altered_is_refused_not_misread(stored, data):
         decode(record[:at] + bytes([record[at] ^ 0x10]) + record[at + 1 :], CATALOG)
 
 
+@settings(deadline=None)
 @given(stored_lists())
 def test_a_newer_schema_is_refused(stored):
     record = encode(stored, CATALOG)
@@ -100,6 +105,7 @@ def test_a_newer_schema_is_refused(stored):
         decode(record[:4] + b"\x03\x00" + record[6:], CATALOG)
 
 
+@settings(deadline=None)
 @given(rankings())
 def test_a_catalog_that_grew_reads_the_same_ads_and_an_older_one_leaves_out_what_it_lacks(ranking):
     """Numbers are permanent: ordinals shift as ids come between, numbers do not."""

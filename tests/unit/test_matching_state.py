@@ -45,6 +45,7 @@ def histories(draw):
     return [random_event(rng, CATALOG, USER, max(0, int(t))) for t in times]
 
 
+@settings(deadline=None)
 @given(histories(), st.data())
 def test_a_state_written_and_read_between_any_two_events_ends_in_the_same_bytes(events, data):
     whole, parts = UserState(USER), UserState(USER)
@@ -71,6 +72,7 @@ def slow_weights(events: list[UserEvent], now_ms: int) -> dict[int, float]:
     return weights
 
 
+@settings(deadline=None)
 @given(histories())
 def test_weights_are_the_decayed_sums_of_the_definition(events):
     user = folded(events, append_ms=10**15)
@@ -82,6 +84,7 @@ def test_weights_are_the_decayed_sums_of_the_definition(events):
         assert weight * age == pytest.approx(expected[item], rel=1e-5, abs=1e-300)
 
 
+@settings(deadline=None)
 @given(histories(), st.randoms())
 def test_late_events_commute(events, random):
     items = [each for each in events if each.WhichOneof("kind") in ("item", "click")]
@@ -97,6 +100,7 @@ def test_late_events_commute(events, random):
         assert a.items[item] == pytest.approx(b.items[item] * move, rel=1e-5, abs=1e-250)
 
 
+@settings(deadline=None)
 @given(histories(), st.integers(1, 40))
 def test_features_do_not_change_when_the_landmark_moves(events, half_lives):
     user = folded(events)
@@ -108,6 +112,7 @@ def test_features_do_not_change_when_the_landmark_moves(events, half_lives):
         assert [a.tobytes() for a in before] == [a.tobytes() for a in after]
 
 
+@settings(deadline=None)
 @given(st.integers(-60_000, 60_000), st.integers(1, 2**45))
 def test_powers_of_two_are_close_to_the_librarys(halves, denominator):
     numerator = halves * denominator // 64
@@ -326,6 +331,7 @@ def test_the_outcome_says_whether_the_user_entered_or_left_a_crowd():
     assert applied(user, event("view", later, item=999_983), later).crowds, "the old ones have vanished"
 
 
+@settings(deadline=None)
 @given(histories())
 def test_the_outcome_is_true_of_every_event(events):
     user = UserState(USER)
@@ -373,6 +379,7 @@ def test_another_half_life_takes_over_at_the_users_clock():
     assert user.items[999_983] / user.items[ITEM] == pytest.approx(0.2 / 0.5)
 
 
+@settings(deadline=None)
 @given(histories(), st.data())
 def test_a_state_cut_short_or_altered_is_refused_not_misread(events, data):
     encoded = state.encode(folded(events))
@@ -389,7 +396,7 @@ def test_a_state_of_a_newer_schema_is_refused():
         state.decode(encoded[:4] + b"\x03\x00" + encoded[6:])
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=40))
 def test_random_bytes_are_parsed_or_refused_and_nothing_else(value):
     try:

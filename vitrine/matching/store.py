@@ -123,6 +123,7 @@ class BucketStore(Protocol):
 
     def read_marks(self, buckets: Sequence[int]) -> list[Mark]: ...
     def read_states(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]: ...
+    def scan(self, bucket: int, chunk: int = ...) -> Iterator[list[tuple[int, bytes, bytes | None]]]: ...
     def write(self, writes: Sequence[BucketWrite], between: Callable[[], None] = ...) -> list[bytes | None]: ...
 
 
@@ -155,6 +156,20 @@ class Store:
     def read_states(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
         """States of users, given by bucket: user id -> state, without those who have none."""
         return self._read_hashes("states", users)
+
+    def read_lists(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
+        """Lists of users, given by bucket: user id -> list, without those who have none."""
+        with answering():
+            pipeline = self.client.pipeline(transaction=False)
+            for bucket, ids in users.items():  # not `mget`, which redis-py refuses in a cluster's pipeline
+                pipeline.execute_command("MGET", *(self.list_key(bucket, user_id) for user_id in ids))
+            rows = pipeline.execute()
+        return {
+            user_id: held
+            for ids, row in zip(users.values(), rows, strict=True)
+            for user_id, held in zip(ids, row, strict=True)
+            if held is not None
+        }
 
     def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
         """All users of a bucket, in chunks: (user id, state, list). One written meanwhile may come twice."""
