@@ -83,6 +83,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip --python /opt/vitrine/bin/python install --no-cache-dir --no-deps /wheels/*.whl
 COPY services services
 COPY trainers trainers
+COPY experiments experiments
 COPY examples examples
 RUN python -m compileall -q /app
 USER 10001:10001
@@ -93,6 +94,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip --python /opt/vitrine/bin/python install --no-cache-dir --no-deps /wheels/*.whl
 COPY services services
 COPY trainers trainers
+COPY experiments experiments
 COPY examples examples
 RUN python -m compileall -q /app
 USER 10001:10001

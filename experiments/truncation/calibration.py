@@ -48,6 +48,14 @@ class Calibration:
         """Of all ways at a share of pairs, the one that earned most."""
         return max(self.best[share].values(), key=lambda cut: self.tried[share][label(cut)])
 
+    def baselines(self) -> dict[str, Cut]:
+        """What near-line is compared with in full, at the measured share: the strongest way of all, and the
+        strongest that cuts in two stages, where that is another."""
+        strongest = self.strongest(MEASURED.share)
+        staged = [cut for cut in self.best[MEASURED.share].values() if cut.crowds]
+        two_stage = max(staged, key=lambda cut: self.tried[MEASURED.share][label(cut)])
+        return {"strongest": strongest} | ({} if two_stage == strongest else {"two-stage": two_stage})
+
     def to_json(self) -> dict[str, Any]:
         """As calibration.json has it; `from_json` is the inverse."""
         return asdict(self)

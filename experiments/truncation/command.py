@@ -21,7 +21,7 @@ from experiments.truncation.settings import FULL, QUICK, Sizes, Staleness
 from experiments.truncation.table import show
 from trainers.runtime.progress import Progress
 
-FORM = 1
+FORM = 2
 """Of a seed's figures; raised where a change of the code changes them, so that no old ones are read."""
 
 
@@ -81,7 +81,7 @@ def run_seeds(out: Path, sizes: Sizes, found: Calibration, stale: Staleness, cou
     folder = out / "seeds" / fingerprint(sizes, found, stale)
     folder.mkdir(parents=True, exist_ok=True)
     figures = []
-    each = 1 + len(seeds.systems(found))
+    each = seeds.steps(found)
     with Progress("truncation", count * each) as progress:
         for n in range(count):
             seed, file = n + 1, folder / f"{n + 1}.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -51,12 +50,16 @@ def quantile(degrees: int) -> float:
     return _T[degrees - 1] if degrees <= len(_T) else _Z + (_Z**3 + _Z) / (4 * degrees)
 
 
-def level(seeds: Sequence[dict[str, Any]], system: str, figure: str) -> Estimate:
+Systems = Sequence[dict[str, dict[str, float]]]
+"""{system: {figure: value}} of every seed."""
+
+
+def level(seeds: Systems, system: str, figure: str) -> Estimate:
     """A figure of one system."""
-    return Estimate.of([seed["systems"][system][figure] for seed in seeds])
+    return Estimate.of([seed[system][figure] for seed in seeds])
 
 
-def relative(seeds: Sequence[dict[str, Any]], system: str, base: str, figure: str) -> Estimate:
+def relative(seeds: Systems, system: str, base: str, figure: str) -> Estimate:
     """(system - base) / base of a figure, paired by seed; seeds in which the base has 0 are left out."""
-    pairs = [(seed["systems"][system][figure], seed["systems"][base][figure]) for seed in seeds]
+    pairs = [(seed[system][figure], seed[base][figure]) for seed in seeds]
     return Estimate.of([ours / theirs - 1.0 for ours, theirs in pairs if theirs])

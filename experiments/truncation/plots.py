@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +16,53 @@ from matplotlib.ticker import FuncFormatter
 
 from experiments.truncation.estimates import Estimate
 from experiments.truncation.latency import MEASURED
-from experiments.truncation.results import AGAIN, FIGURES, NEAR, USERS, Point, Results, Row
+from experiments.truncation.results import AGAIN, FIGURES, NEAR, USERS, Comparison, Point, Results, Row
 
 mpl.use("Agg")
 
 BLUE, GREY, RED = "#4269d0", "#888888", "#ff725c"
 
-Draw = Callable[[Results], Figure]
+Draw = Callable[[], Figure]
 
 
 def write(results: Results, folder: Path) -> list[Path]:
     """NAME.png of every picture."""
     files = []
-    for name, draw in PICTURES.items():
-        figure, file = draw(results), folder / f"{name}.png"
+    for name, draw in pictures(results).items():
+        figure, file = draw(), folder / f"{name}.png"
         figure.savefig(file, dpi=110, facecolor="white")
         files.append(file)
     return files
 
 
-def svg(draw: Draw, results: Results) -> str:
+def pictures(results: Results) -> dict[str, Draw]:
+    """Every picture by its name; those of one baseline bear its name."""
+    out: dict[str, Draw] = {}
+    for name, c in results.against.items():
+        out[f"{name}-comparison"] = partial(comparison, c, name)
+        out[f"{name}-users"] = partial(users, c, name)
+        out[f"{name}-advertisers"] = partial(advertisers, c, name)
+    return out | {"cut-offs": partial(cut_offs, results), "budgets": partial(budgets, results)}
+
+
+def svg(draw: Draw) -> str:
     """A picture without a background, in colours that do on light and dark."""
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "vitrine"}):  # the same ids, run for run
-        draw(results).savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        draw().savefig(text, format="svg", transparent=True, metadata={"Date": None})
     whole = text.getvalue()
     return whole[whole.index("<svg") :]
 
 
-def comparison(results: Results) -> Figure:
+def comparison(c: Comparison, name: str) -> Figure:
     """Every figure's change, and the A/A's."""
-    return _forest([(FIGURES[r.name], r) for r in results.rows], "near-line against the baseline")
+    return _forest([(FIGURES[r.name], r) for r in c.rows], f"near-line against the {name} baseline")
 
 
-def users(results: Results) -> Figure:
+def users(c: Comparison, name: str) -> Figure:
     """Revenue by thirds of users."""
-    return _forest([(USERS[r.name], r) for r in results.users], "revenue per thousand requests, near-line against")
+    title = f"revenue per thousand requests, near-line against the {name} baseline"
+    return _forest([(USERS[r.name], r) for r in c.users], title)
 
 
 def cut_offs(results: Results) -> Figure:
@@ -66,9 +78,8 @@ def cut_offs(results: Results) -> Figure:
     )  # fmt: skip
     left.set_ylabel("near-line's revenue per mille against it")
     bars = [*results.crowds, *results.ways]
-    names = [p.name.replace(", ", "\n", 1) for p in bars]
-    _dots(right, names, [p.gain for p in bars], BLUE)
-    right.set_xlabel(f"against each way, all of {results.baseline.pairs:,} pairs")
+    _dots(right, [p.name for p in bars], [p.gain for p in bars], BLUE)
+    right.set_xlabel(f"revenue per mille against other ways to spend {results.pairs:,} pairs")
     return figure
 
 
@@ -86,13 +97,12 @@ def budgets(results: Results) -> Figure:
     return figure
 
 
-def advertisers(results: Results) -> Figure:
+def advertisers(c: Comparison, name: str) -> Figure:
     """Shares of advertisers who won and lost impressions, beside what chance alone moves."""
     figure, (axes,) = _figure(9.0, 2.4, 1)
     names = {NEAR: "near-line", AGAIN: "A/A"}
     for y, system in enumerate(names):
-        c = results.changes[system]
-        won, lost = c["winners"].mean, c["losers"].mean
+        won, lost = c.changes[system]["winners"].mean, c.changes[system]["losers"].mean
         parts = ((won, BLUE, "more"), (1 - won - lost, "#88888855", "within 10%"), (lost, RED, "fewer"))
         for left, (width, colour, text) in zip((0.0, won, 1 - lost), parts, strict=True):
             axes.barh(y, width, left=left, color=colour, height=0.6)
@@ -101,14 +111,9 @@ def advertisers(results: Results) -> Figure:
     axes.set_yticks(range(len(names)), list(names.values()))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_xlabel("advertisers by their impressions against the baseline's")
+    axes.set_xlabel(f"advertisers by their impressions against the {name} baseline's")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}%"))
     return figure
-
-
-PICTURES: dict[str, Draw] = {
-    "comparison": comparison, "cut-offs": cut_offs, "budgets": budgets, "users": users, "advertisers": advertisers,
-}  # fmt: skip
 
 
 def _figure(width: float, height: float, columns: int) -> tuple[Figure, Sequence[Axes]]:
@@ -128,9 +133,7 @@ def _forest(rows: Sequence[tuple[str, Row]], title: str) -> Figure:
     figure, (axes,) = _figure(9.0, 1.2 + 0.34 * len(rows), 1)
     names = [name for name, _ in rows]
     _dots(axes, names, [r.noise for _, r in rows], GREY, 0.18, "A/A: the baseline against itself")
-    _dots(
-        axes, names, [r.change for _, r in rows], BLUE, -0.12, title + (" the baseline" * title.endswith("against"))
-    )
+    _dots(axes, names, [r.change for _, r in rows], BLUE, -0.12, title)
     legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.4 / len(rows)), ncol=2, frameon=False)
     for text in legend.get_texts():
         text.set_color(GREY)

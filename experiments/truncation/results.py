@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.truncation.calibration import Calibration, label
@@ -58,119 +58,128 @@ class Point:
     name: str
     at: float
     gain: Estimate
-    impressions: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Near-line against one baseline, with groups and models of that baseline's logs.
+
+    changes: shares of advertisers who won or lost impressions, near-line's and the A/A's
+    groups: how many ads and advertisers are in each group, and the share of the best that the cut-offs kept out
+    """
+
+    cut: Cut
+    rows: list[Row]
+    users: list[Row]
+    changes: dict[str, dict[str, Estimate]]
+    groups: dict[str, Estimate]
+
+    def row(self, name: str) -> Row:
+        """The row of a figure's name."""
+        return next(r for r in self.rows if r.name == name)
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
     """What the experiment found.
 
+    against: by baseline, "strongest" first
     ways, crowds, shares, budgets: near-line against other online systems, and under other budgets
     staleness: near-line against exact matching at the request, and lists that are always an event behind likewise
-    changes: shares of advertisers who won or lost impressions, near-line's and the A/A's
     """
 
     sizes: Sizes
     seeds: int
-    baseline: Cut
     user_pairs: float
     staleness_ms: Staleness
-    rows: list[Row]
-    users: list[Row]
+    against: dict[str, Comparison]
     ways: list[Point]
     crowds: list[Point]
     shares: list[Point]
     budgets: list[Point]
     staleness: list[Point]
-    changes: dict[str, dict[str, Estimate]]
-    groups: dict[str, Estimate] = field(default_factory=dict)
 
-    def row(self, name: str) -> Row:
-        """The row of a figure's name."""
-        return next(r for r in (*self.rows, *self.users) if r.name == name)
+    @property
+    def pairs(self) -> int:
+        """Pairs that the baselines may read for a request."""
+        return self.against["strongest"].cut.pairs
 
     def to_json(self) -> dict[str, Any]:
         """The one object of `--json`."""
-
-        def rows(rows: list[Row]) -> dict[str, Any]:
-            parts = ("base", "near_line", "change", "noise")
-            return {r.name: {p: getattr(r, p).to_json() for p in parts} for r in rows}
-
-        def points(points: list[Point]) -> list[dict[str, Any]]:
-            return [
-                {"name": p.name, "at": p.at, "revenue_per_mille_gain": p.gain.to_json(),
-                 "impressions_of_truncated_gain": p.impressions.to_json()}
-                for p in points
-            ]  # fmt: skip
-
         return {
             "seeds": self.seeds,
             "sizes": asdict(self.sizes),
             "latency": asdict(MEASURED) | {"share": MEASURED.share},
-            "baseline": asdict(self.baseline),
             "user_pairs": self.user_pairs,
             "staleness": asdict(self.staleness_ms),
             "published": PUBLISHED,
-            "figures": rows(self.rows),
-            "users": rows(self.users),
-            **{n: points(getattr(self, n)) for n in ("ways", "crowds", "shares", "budgets")},
-            "staleness_cost": points(self.staleness),
-            "advertisers": {k: {n: e.to_json() for n, e in v.items()} for k, v in self.changes.items()},
-            "groups": {k: e.to_json() for k, e in self.groups.items()},
+            "against": {name: _comparison(c) for name, c in self.against.items()},
+            **{n: _points(getattr(self, n)) for n in ("ways", "crowds", "shares", "budgets")},
+            "staleness_cost": _points(self.staleness),
         }
 
 
 def conclude(seeds: Sequence[dict[str, Any]], sizes: Sizes, calibration: Calibration, stale: Staleness) -> Results:
     """Estimates of everything over the seeds' figures."""
+    strongest = [seed["systems"]["strongest"] for seed in seeds]
     baseline = calibration.strongest(MEASURED.share)
 
-    def row(figure: str) -> Row:
-        return Row(
-            figure,
-            level(seeds, BASE, figure),
-            level(seeds, NEAR, figure),
-            relative(seeds, NEAR, BASE, figure),
-            relative(seeds, AGAIN, BASE, figure),
-        )
-
     def point(name: str, at: float, base: str, system: str = NEAR) -> Point:
-        figures = ("revenue_per_mille", "impressions/ads truncated")
-        return Point(name, at, *(relative(seeds, system, base, f) for f in figures))
+        return Point(name, at, relative(strongest, system, base, "revenue_per_mille"))
 
     best = calibration.best[MEASURED.share]
-    ways = [
-        point(label(cut), float(cut.crowds), BASE if cut == baseline else f"way {way}") for way, cut in best.items()
-    ]
-    fewer = [Cut("impact", baseline.pairs, min(c, baseline.pairs)) for c in FEWER_CROWDS]
+    fewer = {c: Cut("impact", baseline.pairs, min(c, baseline.pairs)) for c in FEWER_CROWDS}
     shares = [point(label(calibration.strongest(s)), s, f"share {s:g}") for s in SHARES]
-    shares += [
-        point(label(baseline), MEASURED.share, BASE),
-        point("everything, at the request", 1.0, "online, everything"),
-    ]
+    shares += [point(label(baseline), MEASURED.share, BASE), point("everything", 1.0, "online, everything")]
     scales = [point(f"budgets x {s:g}", s, f"budgets {s:g}, base", f"budgets {s:g}, near-line") for s in BUDGETS]
     return Results(
         sizes=sizes,
         seeds=len(seeds),
-        baseline=baseline,
         user_pairs=calibration.user_pairs,
         staleness_ms=stale,
-        rows=[row(f) for f in FIGURES],
-        users=[row(f) for f in USERS],
-        ways=ways,
-        crowds=[
-            point(label(cut), float(cut.crowds), f"crowds {c}") for c, cut in zip(FEWER_CROWDS, fewer, strict=True)
-        ],
+        against={name: _against(seeds, name, cut) for name, cut in calibration.baselines().items()},
+        ways=[point(label(c), 0.0, BASE if c == baseline else f"way {way}") for way, c in best.items()],
+        crowds=[point(label(cut), float(cut.crowds), f"crowds {c}") for c, cut in fewer.items()],
         shares=sorted(shares, key=lambda p: p.at),
         budgets=sorted([*scales, point("budgets x 1", 1.0, BASE)], key=lambda p: p.at),
         staleness=[
             point("lists as stale as measured", 0.0, "online, everything"),
-            point("lists always one event behind", 1.0, "online, everything", "near-line, always behind"),
+            point("lists always one event behind", 0.0, "online, everything", "near-line, always behind"),
         ],
-        changes={
-            system: {
-                n: level(seeds, system, n) for n in ("advertisers_judged", "winners", "losers", "impressions_moved")
-            }
-            for system in (NEAR, AGAIN)
-        },
-        groups={n: Estimate.of([s["groups"][n] for s in seeds]) for n in seeds[0]["groups"]},
     )
+
+
+def _against(seeds: Sequence[dict[str, Any]], baseline: str, cut: Cut) -> Comparison:
+    of = [seed["systems"][baseline] for seed in seeds]
+
+    def row(figure: str) -> Row:
+        levels = (level(of, system, figure) for system in (BASE, NEAR))
+        return Row(figure, *levels, *(relative(of, system, BASE, figure) for system in (NEAR, AGAIN)))
+
+    counted = ("advertisers_judged", "winners", "losers", "impressions_moved")
+    groups = [seed["groups"][baseline] for seed in seeds]
+    return Comparison(
+        cut,
+        [row(f) for f in FIGURES],
+        [row(f) for f in USERS],
+        {system: {n: level(of, system, n) for n in counted} for system in (NEAR, AGAIN)},
+        {name: Estimate.of([g[name] for g in groups]) for name in groups[0]},
+    )
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    def rows(rows: list[Row]) -> dict[str, Any]:
+        parts = ("base", "near_line", "change", "noise")
+        return {r.name: {p: getattr(r, p).to_json() for p in parts} for r in rows}
+
+    return {
+        "cut": asdict(c.cut),
+        "figures": rows(c.rows),
+        "users": rows(c.users),
+        "advertisers": {k: {n: e.to_json() for n, e in v.items()} for k, v in c.changes.items()},
+        "groups": {k: e.to_json() for k, e in c.groups.items()},
+    }
+
+
+def _points(points: list[Point]) -> list[dict[str, Any]]:
+    return [{"name": p.name, "at": p.at, "revenue_per_mille_gain": p.gain.to_json()} for p in points]

@@ -35,14 +35,19 @@ class Started:
     base: Replay
 
 
-def systems(calibration: Calibration) -> dict[str, dict[str, Any]]:
-    """Every system but the baseline, by the name that figures go by, as options of `Replay.fork`."""
+NEAR: dict[str, Any] = {"cut": EVERYTHING, "near_line": True}
+
+
+def compared(cut: Cut) -> dict[str, dict[str, Any]]:
+    """What is replayed beside a baseline, by name, as options of `replay`: near-line, and the A/A."""
+    return {"near-line": NEAR, "again": {"cut": cut, "noise": 1}}
+
+
+def others(calibration: Calibration) -> dict[str, dict[str, Any]]:
+    """What is replayed besides, under the models of the strongest baseline: other cut-offs, budgets, staleness."""
     baseline = calibration.strongest(MEASURED.share)
-    near: dict[str, Any] = {"cut": EVERYTHING, "near_line": True}
     out: dict[str, dict[str, Any]] = {
-        "near-line": near,
-        "again": {"cut": baseline, "noise": 1},
-        "near-line, always behind": near | {"always_behind": True},
+        "near-line, always behind": NEAR | {"always_behind": True},
         "online, everything": {"cut": EVERYTHING},
     }
     for way in WAYS:
@@ -54,23 +59,38 @@ def systems(calibration: Calibration) -> dict[str, dict[str, Any]]:
         out[f"share {share:g}"] = {"cut": calibration.strongest(share)}
     for scale in BUDGETS:
         out[f"budgets {scale:g}, base"] = {"cut": baseline, "budgets": scale}
-        out[f"budgets {scale:g}, near-line"] = near | {"budgets": scale}
+        out[f"budgets {scale:g}, near-line"] = NEAR | {"budgets": scale}
     return out
+
+
+def steps(calibration: Calibration) -> int:
+    """How often `run` calls `tick`."""
+    return sum(1 + len(compared(cut)) for cut in calibration.baselines().values()) + len(others(calibration))
 
 
 def run(
     sizes: Sizes, calibration: Calibration, seed: int, staleness: Staleness, tick: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All figures of a seed, {"groups": ..., "systems": {name: figures}}; tick(name) before each of its systems."""
-    tick("base")
+    """All figures of a seed; tick(name) before each of its systems.
+
+    {"seed", "groups": {baseline: ...}, "systems": {baseline: {system: figures}}}; what `others` names stands with
+    the strongest baseline.
+    """
+    tick("market")
     market, truth = markets.draw(sizes, seed, staleness)
-    at = start(market, truth, calibration.strongest(MEASURED.share), seed)
-    figures = {"base": summary(at.base, at.groups)}
-    for name, options in systems(calibration).items():
-        tick(name)
-        system = replay(at, **options)
-        figures[name] = summary(system, at.groups) | changes(system, at.base)
-    return {"seed": seed, "groups": _members(at), "systems": figures}
+    out: dict[str, Any] = {"seed": seed, "groups": {}, "systems": {}}
+    for baseline, cut in calibration.baselines().items():
+        if out["systems"]:
+            tick(f"{baseline} baseline")
+        at = start(market, truth, cut, seed)
+        out["groups"][baseline] = _members(at)
+        figures = out["systems"][baseline] = {"base": summary(at.base, at.groups)}
+        more = others(calibration) if baseline == "strongest" else {}
+        for name, options in (compared(cut) | more).items():
+            tick(name)
+            system = replay(at, **options)
+            figures[name] = summary(system, at.groups) | changes(system, at.base)
+    return out
 
 
 def start(market: Market, truth: Truth, cut: Cut, seed: int) -> Started:

@@ -24,7 +24,7 @@ PUBLISHED = {"impressions_of_truncated": 0.50, "revenue_per_mille": 0.094}
 
 BUDGETS = (0.5, 2.0)
 """Scales of all budgets besides 1 that are replayed."""
-SHARES = (0.005, 0.02, 0.3)
+SHARES = (0.005, 0.02)
 """Shares of a user's pairs that the cut-offs leave, besides the measured one and 1."""
 
 FEWER_CROWDS = (4, 8, 16)
@@ -70,5 +70,5 @@ class Sizes:
         return self.warm + self.before + self.main
 
 
-FULL = Sizes("full", users=2_000, ads=4_000, crowds=1_000, events_per_user=110.0, warm=10, before=6, main=6)
+FULL = Sizes("full", users=2_000, ads=4_000, crowds=1_000, events_per_user=100.0, warm=10, before=4, main=6)
 QUICK = Sizes("quick", users=1_000, ads=2_000, crowds=500, events_per_user=60.0, warm=6, before=4, main=4)

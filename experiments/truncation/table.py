@@ -11,42 +11,72 @@ from rich.table import Table
 from experiments.truncation.calibration import label
 from experiments.truncation.estimates import Estimate
 from experiments.truncation.latency import MEASURED
-from experiments.truncation.results import AGAIN, FIGURES, NEAR, USERS, Point, Results, Row
-from experiments.truncation.settings import PUBLISHED
+from experiments.truncation.results import AGAIN, FIGURES, NEAR, USERS, Comparison, Point, Results, Row
+from experiments.truncation.settings import PUBLISHED, SERVED
 
 
 def show(console: Console, results: Results) -> None:
     """Print everything; a change whose interval leaves 0 out is bold."""
     console.print(about(results), soft_wrap=True, highlight=False)
-    _rows(console, "Near-line against the baseline", results.rows, FIGURES)
-    _rows(console, "Revenue per thousand requests, by thirds of users", results.users, USERS)
-    _points(console, "Near-line against other cut-offs, at the same budget", [*results.ways, *results.crowds])
-    _points(console, "… against the strongest cut-offs by the share of pairs that they may read", results.shares)
-    _points(console, "… under other budgets", results.budgets)
-    _points(console, "What staleness costs: near-line against exact matching at the request", results.staleness)
-    table = Table("", "judged", "winners", "losers", "impressions moved", box=SIMPLE_HEAD, title_justify="left")
-    table.title = "Advertisers who won or lost a tenth of their impressions or more"
-    for system, name in ((NEAR, "near-line"), (AGAIN, "A/A")):
-        c = results.changes[system]
-        shares = (percent(c[n], sign=False) for n in ("winners", "losers", "impressions_moved"))
-        table.add_row(name, f"{c['advertisers_judged'].mean:.0f}", *shares)
-    console.print(table)
+    for name, c in results.against.items():
+        console.print("\n" + against(name, c), soft_wrap=True, highlight=False)
+        _rows(console, f"Near-line against the {name} baseline", c.rows, FIGURES)
+        _rows(console, "… revenue per thousand requests, by thirds of users", c.users, USERS)
+        table = _table("… advertisers who won or lost a tenth of their impressions or more", *_CHANGES)
+        for cells in changes(c):
+            table.add_row(*cells)
+        console.print(table)
+    for title, points in curves(results).items():
+        table = _table(title, "", "at", "revenue per mille")
+        for p in points:
+            table.add_row(p.name, f"{p.at:.3g}" if p.at else "", _marked(p.gain))
+        console.print(table)
     console.print(context(), soft_wrap=True, highlight=False)
 
 
+_CHANGES = ("", "judged", "winners", "losers", "impressions moved")
+
+
+def changes(c: Comparison) -> list[list[str]]:
+    """Cells of the table of winners and losers."""
+    lines = []
+    for system, name in ((NEAR, "near-line"), (AGAIN, "A/A")):
+        shares = [percent(c.changes[system][n], sign=False) for n in ("winners", "losers", "impressions_moved")]
+        lines.append([name, f"{c.changes[system]['advertisers_judged'].mean:.0f}", *shares])
+    return lines
+
+
+def curves(results: Results) -> dict[str, list[Point]]:
+    """Titles and points of near-line's gains."""
+    return {
+        f"Near-line against other ways to spend {results.pairs:,} pairs": [*results.ways, *results.crowds],
+        "Near-line against the strongest way at other shares of pairs": results.shares,
+        "Near-line against the strongest way under other budgets": results.budgets,
+        "What staleness costs: near-line against exact matching at the request": results.staleness,
+    }
+
+
 def about(results: Results) -> str:
-    """What was compared, in words."""
-    s, g = results.sizes, results.groups
-    truncated, kept = (f"{g[f'ads {n}'].mean:,.0f} ads" for n in ("truncated", "not truncated"))
+    """What was replayed, in words."""
+    s = results.sizes
     return (
         f"{results.seeds} markets of {s.users:,} users, {s.ads:,} ads and {s.crowds:,} crowds; {s.before} days of "
-        f"the baseline, then {s.main} days of every system. A user has {results.user_pairs:,.0f} eligible "
-        f"(crowd, ad) pairs; {MEASURED.budget_ms:g} ms are enough for {100 * MEASURED.share:.1f}% of them. "
-        f"Strongest online at that: {label(results.baseline)}. Its cut-offs kept out "
-        f"{percent(g['kept_out'], sign=False)} of what was "
-        f"among the users' most valuable: {truncated} and {g['advertisers truncated'].mean:,.0f} "
-        f"advertisers were truncated, {kept} and {g['advertisers not truncated'].mean:,.0f} advertisers were not; "
-        "the others were seldom among the most valuable."
+        f"a baseline, then {s.main} days of every system. A user has {results.user_pairs:,.0f} eligible (crowd, "
+        f"ad) pairs; {MEASURED.budget_ms:g} ms are enough for {100 * MEASURED.share:.1f}% of them, "
+        f"{results.pairs:,}."
+    )
+
+
+def against(name: str, c: Comparison) -> str:
+    """What a baseline is and whom it truncated, in words."""
+    truncated, kept = (
+        f"{c.groups[f'ads {n}'].mean:,.0f} ads and {c.groups[f'advertisers {n}'].mean:,.0f} advertisers"
+        for n in ("truncated", "not truncated")
+    )
+    return (
+        f"The {name} baseline: {label(c.cut)}. In the pre-period its cut-offs kept out "
+        f"{percent(c.groups['kept_out'], sign=False)} of what was among the users' {SERVED} most valuable: "
+        f"{truncated} were truncated, {kept} were not; the others were seldom among the most valuable."
     )
 
 
@@ -76,21 +106,18 @@ def figure(estimate: Estimate) -> str:
     return f"{m:,.0f}" if abs(m) >= 1000 else f"{m:.1f}" if abs(m) >= 10 else f"{m:.4f}"
 
 
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="left" if not column else "right", no_wrap=bool(column))
+    return table
+
+
 def _rows(console: Console, title: str, rows: list[Row], names: dict[str, str]) -> None:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in ("", "baseline", "near-line", "change", "A/A"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=bool(column))
+    table = _table(title, "", "baseline", "near-line", "change", "A/A")
     for r in rows:
-        table.add_row(names[r.name], figure(r.base), figure(r.near_line), _marked(r.change), percent(r.noise))
-    console.print(table)
-
-
-def _points(console: Console, title: str, points: list[Point]) -> None:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in ("", "at", "revenue per mille", "impressions of truncated ads"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=bool(column))
-    for p in points:
-        table.add_row(p.name, f"{p.at:.3g}" if p.at else "", _marked(p.gain), _marked(p.impressions))
+        cells = figure(r.base), figure(r.near_line), _marked(r.change), percent(r.noise).replace("[", r"\[")
+        table.add_row(names[r.name], *cells)
     console.print(table)
 
 
