@@ -49,9 +49,6 @@ class WatchedStore:
     def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
         return self._store.scan(bucket, chunk)
 
-    def scan(self, bucket: int, chunk: int = 1_000) -> Iterator[list[tuple[int, bytes, bytes | None]]]:
-        return self._store.scan(bucket, chunk)
-
     def write(
         self, writes: Sequence[BucketWrite], between: Callable[[], None] = lambda: None
     ) -> list[bytes | None]:
