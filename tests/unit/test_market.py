@@ -12,6 +12,7 @@ from vitrine.api.events.v1.events_pb2 import Activation, AdDefinition, AdGate, A
 from vitrine.matching.catalog import NO_NUMBER, OFF, Catalog
 from vitrine.matching.events import RecordError
 from vitrine.matching.market import Market, ad_of
+from vitrine.matching.merge import merged
 from vitrine.matching.updates import Updates, activation_key, ad_key, gate_key, parse
 
 CROWDS, ADS = range(1, 9), range(1, 13)
@@ -168,6 +169,29 @@ def test_what_a_catalog_contains_changes_nothing_of_it(steps, data):
         if not {ad_key(ad_id), gate_key(ad_id)} & after:  # else "as the catalog has it" is the later catalog's word
             assert of_each[1] == of_each[2]
     assert moved.market().changed(0) == whole.market().changed(0)
+
+
+@given(st.lists(records(), max_size=10), st.lists(records(), max_size=10), st.lists(records(), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_what_is_read_while_ads_are_folded_is_not_lost(before, meanwhile, after):
+    updates, model = Updates(CATALOG, "c1", 0), Model()
+
+    def read(some):
+        for key, value, does in some:
+            updates.apply(updates.position, 0, key, value)
+            does(model)
+
+    def slow(market):
+        read(meanwhile)
+        return merged(market)
+
+    read(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitrine.matching.updates.merged", slow)
+        updates.fold()
+    assert_is(updates.market(), model)
+    read(after)
+    assert_is(updates.market(), model)
 
 
 def test_changed_names_each_ad_once_from_an_offset_on():
