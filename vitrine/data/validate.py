@@ -99,20 +99,20 @@ class _Check:
             there = [c for c in table.columns if c.name in file.schema_arrow.names]
             if not self._types(there, file.schema_arrow):
                 return
-            rows, keys = file.metadata.num_rows, []
+            rows = file.metadata.num_rows
+            keys = np.empty(rows if table.key else 0, np.uint64)
             last = _LastTimes(self._ids.get("users", np.empty(0, np.uint64)))
             for batch in file.iter_batches(_BATCH_ROWS, columns=[c.name for c in there]):
                 columns = {c.name: self._column(c, batch.column(c.name)) for c in there}
                 self._rows(columns, last)
-                keys.append(np.stack([columns[name] for name in table.key]) if table.key else np.empty((0, 0)))
+                if table.key:
+                    keys[self._start : self._start + batch.num_rows] = _mixed([columns[name] for name in table.key])
                 self._start += batch.num_rows
                 progress(table.name, self._start / max(1, rows))
-        if table.key and keys:
-            self._unique(np.concatenate(keys, axis=1))
+        keys.sort()
+        self._unique(keys)
         if len(table.key) == 1 and table.name in _REFERENCES.values():
-            self._ids[table.name] = np.unique(
-                np.concatenate([k[0] for k in keys]) if keys else np.empty(0, np.uint64)
-            )
+            self._ids[table.name] = np.unique(keys)
 
     # One method a family of mistakes. Values that are already reported are put right, so as to be reported once.
 
@@ -185,7 +185,7 @@ class _Check:
         table = _REFERENCES[column]
         if table not in self._ids:
             return
-        unknown = (ids != 0) & (ids != _REPORTED) & ~np.isin(ids, self._ids[table])
+        unknown = (ids != 0) & (ids != _REPORTED) & ~_among(ids, self._ids[table])
         self._each(unknown, column, lambda row: f"{ids[row]} is not in {TABLES[table].file}")
 
     def _item_crowds(self, lists: pa.Array) -> None:
@@ -204,7 +204,7 @@ class _Check:
         )
         ids = np.where(zero, 1, numbers).astype(np.uint64)
         if "crowds" in self._ids:
-            unknown = ~nulls & ~zero & ~np.isin(ids, self._ids["crowds"])
+            unknown = ~nulls & ~zero & ~_among(ids, self._ids["crowds"])
             self._each(unknown, "crowd_ids", lambda row: f"{entry(row)} is not in crowds.parquet", row_of)
         order = np.lexsort((ids, row_of))
         again = np.zeros(len(ids), bool)
@@ -251,15 +251,25 @@ class _Check:
             if fault:
                 self._say(row, "image", fault)
 
-    def _unique(self, keys: Ids) -> None:
-        """keys: (columns of the key, rows)."""
+    def _unique(self, mixed: Ids) -> None:
+        """mixed: every row's `_mixed` key, sorted: one number a row, however many columns a key has.
+
+        Only where two are equal is the file read again, for the rows that have them.
+        """
+        suspects = np.unique(mixed[1:][mixed[1:] == mixed[:-1]])
+        if not len(suspects):
+            return
+        names, seen = self._table.key, set[tuple[int, ...]]()
         self._start = 0
-        order = np.lexsort(keys[::-1])
-        again = np.zeros(keys.shape[1], bool)
-        again[order[1:]] = np.all(keys[:, order[1:]] == keys[:, order[:-1]], axis=0)
-        again &= np.all((keys != 0) & (keys != _REPORTED), axis=0)
-        names = " and ".join(self._table.key)
-        self._each(again, names, lambda row: f"{' and '.join(map(str, keys[:, row]))} is there twice")
+        with pq.ParquetFile(self.folder / self._table.file) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(names)):
+                ids = [_plain_ids(batch.column(name)) for name in names]
+                for row in np.flatnonzero(_among(_mixed(ids), suspects)).tolist():
+                    key = tuple(int(column[row]) for column in ids)
+                    if key in seen and all(key):  # 0 is what was not an id, and is told already
+                        self._say(row, " and ".join(names), f"{' and '.join(map(str, key))} is there twice")
+                    seen.add(key)
+                self._start += batch.num_rows
 
     def _each(
         self,
@@ -299,6 +309,29 @@ class _LastTimes:
         early[rows] = time < before
         np.maximum.at(self._last, slot, time)
         return early
+
+
+def _plain_ids(values: pa.Array) -> Ids:
+    """Ids as uint64, 0 for what is none."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(numbers > 0, numbers, 0).astype(np.uint64)
+
+
+def _mixed(columns: Sequence[Ids]) -> Ids:
+    """One number a row; the id itself where the key is one column."""
+    mixed = columns[0]
+    for column in columns[1:]:
+        mixed = (mixed ^ mixed >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9) + column
+    return mixed
+
+
+def _among(ids: Ids, known: Ids) -> NDArray[np.bool_]:
+    """Which of the ids are in `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(len(ids), bool)
+    return np.asarray(known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids)
 
 
 def _needed_by(kind: str, row: int) -> str:
