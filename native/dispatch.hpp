@@ -91,6 +91,33 @@ struct HashView {
   double scale;  // what projections are multiplied by before they are rounded
 };
 
+// Upper bounds of blocks of postings (match_index.hpp): tiles of 8 blocks, each [fields][8]: the greatest log bid, bias,
+// log bid + bias, and norm of a tower.
+inline constexpr size_t bound_tile = 8, bound_fields = 4;
+// Bounds lie between these two.
+inline constexpr float least_bound = -3e38f, most_bound = 3e38f;
+// What is added to a block's bias and what its norm is multiplied by, for one user.
+struct BoundUser {
+  float bias, norm;
+};
+
+// Log bids and biases of rows are their block's greatest less so many steps.
+inline constexpr float mark_step = 1.0f / 32;
+// A block of at most 64 rows: codes [quads][rows padded to 8][4], levels from 0 to 127; marks [2][rows padded to 8],
+// steps below the block's log bid and below its bias, to which the user's bias and all errors were added.
+struct ScreenBlock {
+  const uint8_t *codes, *marks;
+  size_t rows;
+  float bid, bias;
+};
+// A user's tower as 8-bit weights, four to an integer; offset: what the products of level 64 sum to.
+struct ScreenUser {
+  const int32_t* weights;
+  size_t quads;
+  int32_t offset;
+  float scale;
+};
+
 struct Kernels {
   const char* name;
 
@@ -128,6 +155,12 @@ struct Kernels {
   // to a multiple of 8; ad_vecs is [ad_count][d].
   void (*pctr)(float user_bias, const float* user, const uint32_t* ads, size_t n, const float* ad_bias,
                const float* ad_vecs, size_t ad_count, size_t d, float* out);
+
+  // Bounds of postings' blocks and rows; screen.hpp.
+  void (*block_bounds)(const float* tiles, size_t first, size_t stop, const BoundUser& user, float* out);
+  float (*peak_below)(const float* bounds, size_t n, float ceiling);
+  size_t (*select_bounds)(const float* bounds, size_t n, float floor, float ceiling, uint32_t* places);
+  uint64_t (*screen_rows)(const ScreenBlock& block, const ScreenUser& user, float floor);
 
   // products[i] = <query, the integers of row rows[i]>, for a query int16 [width].
   void (*coarse_products)(const CoarseView& coarse, const int16_t* query, const uint32_t* rows, size_t count,

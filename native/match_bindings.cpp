@@ -95,7 +95,8 @@ void check_ads(const char* name, const Input<uint32_t>& ads, size_t count) {
 class PyMatchIndex {
  public:
   PyMatchIndex(nb::object crowd_indptr, nb::object posting_ads, nb::object posting_bids, nb::object ad_bias,
-               nb::object ad_vecs, int64_t threads)
+               nb::object ad_vecs, int64_t threads, std::optional<nb::object> ad_indptr,
+               std::optional<nb::object> ad_crowds, std::optional<nb::object> ad_bids)
       : crowd_indptr_("crowd_indptr", crowd_indptr, 1), posting_ads_("posting_ads", posting_ads, 1),
         posting_bids_("posting_bids", posting_bids, 1), ad_bias_("ad_bias", ad_bias, 1),
         ad_vecs_("ad_vecs", ad_vecs, 2), threads_(positive("threads", threads)) {
@@ -119,9 +120,28 @@ class PyMatchIndex {
         }
       }
     }
-    index_.emplace(crowd_indptr_.data(), posting_ads_.data(), posting_bids_.data(), ad_bias_.data(), ad_vecs_.data(),
-                   crowd_indptr_.size() - 1, ads, d);
+    AdPostings ad_postings;
+    if (ad_indptr.has_value() != ad_crowds.has_value() || ad_indptr.has_value() != ad_bids.has_value()) {
+      bad_value("ad_indptr: given together with ad_crowds and ad_bids, or not at all");
+    }
+    if (ad_indptr) {
+      ad_indptr_.emplace("ad_indptr", *ad_indptr, 1);
+      ad_crowds_.emplace("ad_crowds", *ad_crowds, 1);
+      ad_bids_.emplace("ad_bids", *ad_bids, 1);
+      ad_indptr_->expect({ads + 1}, "one entry an ad of ad_bias, and one");
+      ad_crowds_->expect({postings}, "one a posting of posting_ads");
+      ad_bids_->expect({postings}, "one a posting of posting_ads");
+      check_ends("ad_indptr", *ad_indptr_, postings);
+      for (size_t ad = 0; ad < ads; ++ad) check_part("ad_indptr", *ad_indptr_, ad, postings);
+      ad_postings = {ad_indptr_->data(), ad_crowds_->data(), ad_bids_->data()};
+    }
+    const nb::gil_scoped_release released;
+    index_.emplace(PostingSource{crowd_indptr_.data(), posting_ads_.data(), posting_bids_.data(), ad_bias_.data(),
+                                 ad_vecs_.data(), crowd_indptr_.size() - 1, ads, d},
+                   ad_postings, threads_);
   }
+
+  size_t bytes() const { return index_->bytes(); }
 
   nb::tuple match(nb::object user_bias, nb::object user_vecs, nb::object user_indptr, nb::object user_crowds,
                   int64_t k_, std::optional<nb::object> masks, std::optional<nb::object> exclude_indptr,
@@ -139,8 +159,7 @@ class PyMatchIndex {
       if (!advertisers_) bad_value("advertisers: needed where advertiser_cap is set");
       advertisers.emplace("advertisers", *advertisers_, 1);
       advertisers->expect({index_->ads()}, "one entry an ad of ad_bias");
-      rules.view.advertisers = advertisers->data();
-      rules.view.advertiser_cap = static_cast<size_t>(advertiser_cap);
+      rules.view.cap = {advertisers->data(), static_cast<size_t>(advertiser_cap)};
     }
     const Kernels& kernels = kernels_of(kernel);
     const size_t count = users.view.count;
@@ -174,7 +193,7 @@ class PyMatchIndex {
     }
     const RuleArguments rules(*index_, count, masks, exclude_indptr, exclude_ads);
     const Kernels& kernels = kernels_of(kernel);
-    std::vector<std::vector<Found>> found;
+    std::vector<std::vector<Contender>> found;
     Output<int64_t> indptr("user_bias", {count + 1});
     {
       const nb::gil_scoped_release released;
@@ -187,8 +206,8 @@ class PyMatchIndex {
     Output<uint32_t> ads("user_bias", {total}), crowds("user_bias", {total});
     Output<float> values("user_bias", {total}), bids("user_bias", {total});
     size_t row = 0;
-    for (const std::vector<Found>& list : found) {
-      for (const Found& pair : list) {
+    for (const std::vector<Contender>& list : found) {
+      for (const Contender& pair : list) {
         ads.data()[row] = pair.ad;
         values.data()[row] = pair.value;
         crowds.data()[row] = pair.crowd;
@@ -230,6 +249,9 @@ class PyMatchIndex {
   Input<int64_t> crowd_indptr_;
   Input<uint32_t> posting_ads_;
   Input<float> posting_bids_, ad_bias_, ad_vecs_;
+  std::optional<Input<int64_t>> ad_indptr_;
+  std::optional<Input<uint32_t>> ad_crowds_;
+  std::optional<Input<float>> ad_bids_;
   size_t threads_;
   std::optional<MatchIndex> index_;
 };
@@ -242,14 +264,20 @@ void bind_match_index(nb::module_& m) {
       "Postings and the towers of one model, to match many users by; checked once, must not change.\n\n"
       "crowd_indptr: (crowds + 1,) int64 into posting_ads: uint32 ad ordinals, ascending within a crowd, and\n"
       "posting_bids: float32, finite, not negative. ad_bias: (ads,), ad_vecs: (ads, d) float32.\n"
-      "threads: of the build, and of calls that name no number. The arrays are kept, not copied.\n\n"
+      "threads: of the build, and of calls that name no number. ad_indptr (ads + 1,) int64, ad_crowds uint32, ascending\n"
+      "within an ad, and ad_bids float32 are the same postings by ad, where they are at hand: `best` is faster by them.\n"
+      "The arrays are kept, not copied.\n\n"
       "Users, in every call: user_bias (users,), user_vecs (users, d) float32; user_indptr (users + 1,) int64 into\n"
       "user_crowds: uint32 crowd ordinals, ascending within a user. Rules, where a call takes them: masks (ads,) uint8,\n"
       "0 where an ad is not to be matched, which may change between calls; exclude_indptr (users + 1,) int64 into\n"
       "exclude_ads uint32, ascending within a user.")
-      .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object, int64_t>(), "crowd_indptr"_a.none(),
-           "posting_ads"_a.none(), "posting_bids"_a.none(), "ad_bias"_a.none(), "ad_vecs"_a.none(), nb::kw_only(),
-           "threads"_a = 1)
+      .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object, int64_t,
+                    std::optional<nb::object>, std::optional<nb::object>, std::optional<nb::object>>(),
+           "crowd_indptr"_a.none(), "posting_ads"_a.none(), "posting_bids"_a.none(), "ad_bias"_a.none(),
+           "ad_vecs"_a.none(), nb::kw_only(), "threads"_a = 1, "ad_indptr"_a = nb::none(), "ad_crowds"_a = nb::none(),
+           "ad_bids"_a = nb::none())
+      .def_prop_ro("nbytes", [](const PyMatchIndex& index) { return index.bytes(); },
+                   "Bytes that the index holds beside the arrays it was given.")
       .def("match", &PyMatchIndex::match, "user_bias"_a.none(), "user_vecs"_a.none(), "user_indptr"_a.none(),
            "user_crowds"_a.none(), "k"_a, nb::kw_only(), "masks"_a = nb::none(), "exclude_indptr"_a = nb::none(),
            "exclude_ads"_a = nb::none(), "advertisers"_a = nb::none(), "advertiser_cap"_a = 0,

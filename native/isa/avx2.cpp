@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../tower.hpp"
+
 namespace vitrine {
 namespace {
 
@@ -142,6 +144,23 @@ struct Isa {
     const __m128i quarter = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
     return _mm_cvtsi128_si32(quarter) + _mm_extract_epi32(quarter, 1);
   }
+
+  // Products of four 7-bit levels with four weights, summed, for eight rows.
+  static I8 product8(const uint8_t* codes, size_t stride, const int32_t* weights, size_t quads) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sum = _mm256_setzero_si256();
+    for (size_t quad = 0; quad < quads; ++quad, codes += stride) {
+      const __m256i levels = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+      const __m256i pairs = _mm256_maddubs_epi16(levels, _mm256_set1_epi32(weights[quad]));  // at most 127 * 127 * 2
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+    return (I8)sum;
+  }
+  static F8 bytes8(const uint8_t* source) {
+    return (F8)_mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source))));
+  }
+  static unsigned mask8(I8 lanes) { return static_cast<unsigned>(_mm256_movemask_ps((__m256)lanes)); }
 };
 
 }  // namespace
@@ -151,9 +170,9 @@ struct Isa {
 #include "../nearest.hpp"
 #include "../prune.hpp"
 #include "../scan.hpp"
-#include "../tower.hpp"
+#include "../screen.hpp"
 #include "../walk.hpp"
 #include "../coarse.hpp"
 #include "../hash.hpp"
 
-const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, coarse_products<Isa>, vector_products, hash_code};
+const vitrine::Kernels vitrine::avx2_kernels{"avx2", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, block_bounds<Isa>, peak_below, select_bounds<Isa>, screen_rows<Isa>, coarse_products<Isa>, vector_products, hash_code};

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../tower.hpp"
+
 namespace vitrine {
 namespace {
 
@@ -98,6 +100,31 @@ struct Isa {
     return sum;
   }
   static int32_t total(Products sum) { return sum; }
+
+  // Products of four 7-bit levels with four weights, summed, for eight rows.
+  static I8 product8(const uint8_t* codes, size_t stride, const int32_t* weights, size_t quads) {
+    int32_t sums[8] = {};
+    for (size_t quad = 0; quad < quads; ++quad, codes += stride) {
+      int8_t weight[4];
+      std::memcpy(weight, weights + quad, sizeof weight);
+      for (size_t row = 0; row < 8; ++row) {
+        for (size_t i = 0; i < 4; ++i) sums[row] += int32_t{codes[row * 4 + i]} * int32_t{weight[i]};
+      }
+    }
+    I8 sum;
+    std::memcpy(&sum, sums, sizeof sum);
+    return sum;
+  }
+  static F8 bytes8(const uint8_t* source) {
+    F8 out;
+    for (int lane = 0; lane < 8; ++lane) out[lane] = source[lane];
+    return out;
+  }
+  static unsigned mask8(I8 lanes) {
+    unsigned mask = 0;
+    for (int lane = 0; lane < 8; ++lane) mask |= static_cast<unsigned>(lanes[lane] & 1) << lane;
+    return mask;
+  }
 };
 
 }  // namespace
@@ -107,9 +134,9 @@ struct Isa {
 #include "../nearest.hpp"
 #include "../prune.hpp"
 #include "../scan.hpp"
-#include "../tower.hpp"
+#include "../screen.hpp"
 #include "../walk.hpp"
 #include "../coarse.hpp"
 #include "../hash.hpp"
 
-const vitrine::Kernels vitrine::portable_kernels{"portable", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, coarse_products<Isa>, vector_products, hash_code};
+const vitrine::Kernels vitrine::portable_kernels{"portable", Isa::parts, pack<Isa>, scan<Isa>, nearest<Isa>, walk<Isa>, prune<Isa>, Isa::distance<0>, gather<Isa>, pctr, block_bounds<Isa>, peak_below, select_bounds<Isa>, screen_rows<Isa>, coarse_products<Isa>, vector_products, hash_code};

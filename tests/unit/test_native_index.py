@@ -1,4 +1,4 @@
-"""The matching index equals brute force to the bit, whatever it prunes: lists, additions above a floor, chosen pairs."""
+"""The matching index equals brute force to the bit: lists, additions above a floor, chosen pairs."""
 
 import numpy as np
 import pytest
@@ -189,7 +189,6 @@ def test_numbers_at_the_edge_are_matched_exactly(kernel, change):
     same(native.MatchIndex(*index).match(*users, 50, kernel=kernel), native.match_topk(*market, 50))
 
 
-@pytest.mark.skip("until the index prunes")
 def test_counters_are_the_same_on_every_instruction_set_and_pruning_reads_a_small_part():
     market = large(np.random.default_rng(13), ads=20_000, postings=300_000)
     users, index = split(market)

@@ -183,7 +183,12 @@ class MatchIndex:
         ad_vecs: NDArray[float32],
         *,
         threads: int = 1,
+        ad_indptr: NDArray[int64] | None = None,
+        ad_crowds: NDArray[uint32] | None = None,
+        ad_bids: NDArray[float32] | None = None,
     ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
     def match(
         self,
         user_bias: NDArray[float32],
