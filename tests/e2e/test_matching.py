@@ -136,6 +136,9 @@ def test_the_server_stops_serving_once_kafka_is_silent_beyond_the_bound(run: Liv
         with grpc.insecure_channel(server.address()) as channel:
             answer = MatchingServiceStub(channel).GetMatches(pb.GetMatchesRequest(user_id=1, k=1), timeout=5)
             assert len(answer.ad_ids) == 1  # calls in between are still answered
+            with pytest.raises(grpc.RpcError) as refused:
+                MatchingServiceStub(channel).Rematch(pb.RematchRequest(user_id=1), timeout=9)
+            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     finally:
         run.stack.start_kafka()
     wait_for(lambda: is_serving(server.address("health")), 30)
