@@ -103,6 +103,17 @@ def test_a_slot_moved_while_it_is_written_and_read_loses_and_doubles_nothing(nod
     assert store.read_user(user) == (b"%d" % events, listed(b"%d" % events))
 
 
+def test_a_reader_that_only_reads_follows_a_slot_that_moved(nodes: Nodes, namespace: str, store: Store):
+    user = USERS[0]
+    reader = Store(redis.connect(nodes.url), namespace)
+    store.write([write(user, b"", 1, b"1")])
+    slot = store.client.keyslot(store.key(bucket_of(user), "mark"))
+    for _ in range(2):
+        assert reader.read_list(user) == listed(b"1")
+        nodes.move(slot, (nodes.owner_of(slot) + 1) % 3)
+    assert reader.read_list(user) == listed(b"1")
+
+
 def test_a_rewound_bucket_of_a_cluster_keeps_its_tombstones_alone(store: Store):
     user = USERS[0]
     bucket = bucket_of(user)
