@@ -1,4 +1,4 @@
-"""Stored lists as they are served: where answers come from, how old they are, what is paused."""
+"""Stored lists as they are served: where answers come from, how old they are, which ads may be shown."""
 
 from observability.dashboards.grafana import Json, Query, dashboard, graph
 from observability.dashboards.panels import (
@@ -10,6 +10,7 @@ from observability.dashboards.panels import (
     quantiles,
     service_calls,
     service_now,
+    total_rate,
     unread_ad_updates,
 )
 
@@ -21,7 +22,7 @@ def board() -> Json:
     return dashboard(
         "vitrine-matching",
         "Vitrine: matching",
-        "Stored lists as they are served: where answers come from, how old they are, what is paused.",
+        "Stored lists as they are served: where answers come from, how old they are, which ads may be shown.",
         [
             ("Now", service_now("matching", _SERVICE, "GetMatches", objective=0.025)),
             ("Calls", service_calls("matching", _SERVICE)),
@@ -41,6 +42,31 @@ def board() -> Json:
                         "Since the append of the last event that a list reflects: when its user was last here.",
                         "s",
                         *quantiles("vitrine_matching_list_age_seconds", 0.5, 0.9),
+                    ),
+                    graph(
+                        "Answers by arm",
+                        "Of a user's own list its arm, of a fallback the arm that the user is in.",
+                        "reqps",
+                        Query(total_rate("vitrine_matching_answers_total", by="arm"), "arm {{arm}}"),
+                        stack=True,
+                    ),
+                ],
+            ),
+            (
+                "Ads",
+                [
+                    graph(
+                        "Ads of the market",
+                        "Live, and not: paused, ended, out of schedule or budget. Redefined: live ones kept in memory,"
+                        " until they are folded.",
+                        "short",
+                        Query(f"max by (state) ({of('vitrine_matching_ads')})", "{{state}}"),
+                    ),
+                    graph(
+                        "Position",
+                        "Of ad-updates, by server: servers that differ for long show different ads.",
+                        "short",
+                        Query(of("vitrine_matching_market_position"), "{{instance}}"),
                     ),
                     contact('job="matching"', by="instance"),
                     unread_ad_updates(),

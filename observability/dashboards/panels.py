@@ -201,7 +201,7 @@ def contact(*matchers: str, by: str, width: int = 8) -> Panel:
 def answers() -> Panel:
     return graph(
         "Answers by source",
-        "GetMatches: the user's own list, or a fallback because there is none or Redis is away.",
+        "GetMatches: the user's own list, or a fallback: there is none, it is too old, or Redis is away.",
         "reqps",
         Query(total_rate("vitrine_matching_answers_total", by="source"), "{{source}}"),
         stack=True,

@@ -27,10 +27,13 @@ _PATIENCE_S = 5.0  # of a Rematch without a deadline
 _log = logs.get_logger(__name__)
 
 answers = Counter(
-    "vitrine_matching_answers_total", "GetMatches answers by source.", ("source",), registry=metrics.REGISTRY
+    "vitrine_matching_answers_total",
+    "GetMatches answers by source and model arm.",
+    ("source", "arm"),
+    registry=metrics.REGISTRY,
 )
 _answered = {  # found once: labels() costs more than inc()
-    source: answers.labels(name) for name, source in pb.Source.items() if source
+    (source, arm): answers.labels(name, arm) for name, source in pb.Source.items() if source for arm in "ab"
 }
 list_age = Histogram(
     "vitrine_matching_list_age_seconds",
@@ -70,7 +73,7 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
         if source != pb.SOURCE_STORED:
             response = _fall_back(now, request, response, excluded)
         response.source = source
-        _answered[source].inc()
+        _answered[source, response.arm].inc()
         return response
 
     def Rematch(  # noqa: N802 (the proto's name)

@@ -18,6 +18,7 @@ from vitrine.matching.updates import Active, RecordError, Updates
 from vitrine.placement import arm_of, qualify
 from vitrine.runtime import logs, metrics, topics
 from vitrine.runtime.consume import Record
+from vitrine.runtime.readings import Readings
 from vitrine.runtime.tail import Tail, skip
 
 # A fallback is made anew at most so often, where the market has moved: it takes a match over all crowds.
@@ -26,6 +27,11 @@ _LOOK_S = 0.25
 _AGAIN_S = 5.0
 
 _log = logs.get_logger(__name__)
+
+ads = Readings(
+    "vitrine_matching_ads", "Ads of the market: live, and not, and defined anew since the base.", "state"
+)
+position = Readings("vitrine_matching_market_position", "Next offset of ad-updates that is not shown yet.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,8 @@ class Serving:
         topic = qualify(config.namespace, topics.AD_UPDATES)
         # From the beginning: activations may be older than any catalog.
         self.tail = Tail(config.kafka_url, topic, self._apply)
+        ads.add(self._count)
+        position.add(self._position)
         self._thread = threading.Thread(target=self._follow, name="serving", daemon=True)
         self._thread.start()
 
@@ -91,6 +99,16 @@ class Serving:
         self._closing.set()
         self._moved.set()
         self._thread.join()
+        ads.remove(self._count)
+        position.remove(self._position)
+
+    def _count(self) -> Mapping[str, float]:
+        market = self.now.showing.market
+        known = len(market.dead) + len(market.extra.ads) - int(market.redefined.sum())
+        return {"live": market.live_ads, "off": known - market.live_ads, "redefined": len(market.extra.ads)}
+
+    def _position(self) -> Mapping[str, float]:
+        return {"": self.now.showing.market.position}
 
     def _apply(self, records: Mapping[int, Sequence[Record]]) -> int:
         skipped = 0
