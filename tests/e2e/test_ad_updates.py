@@ -174,6 +174,11 @@ def test_activations_rule_from_their_time_on_and_roll_back_ever_further(shop):
     assert versions[0][0] in shop.store.versions("catalog")  # but what is active is not pruned
 
 
+def test_a_namespace_without_topics_is_told_and_not_waited_for(shop, monkeypatch):
+    monkeypatch.setattr("vitrine.runtime.ad_log._SILENT_S", 0.5)
+    assert "`vitrine topics create` makes it" in shop.refused("ads", "pause", AD, "--namespace", "elsewhere")
+
+
 def test_an_activation_of_what_is_not_there_is_refused(shop):
     version = shop.store.resolve("towers")
     assert "no version" in shop.refused("artifacts", "activate", "--catalog", "20200101T000000000000-00000000")

@@ -10,10 +10,9 @@ from vitrine.matching.merge import without
 from vitrine.matching.updates import Updates
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, topics
+from vitrine.runtime.ad_log import read_whole
 from vitrine.runtime.contained import offsets
-from vitrine.runtime.tail import Tail, stamped
-
-_READ_S = 3600.0
+from vitrine.runtime.tail import stamped
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +32,7 @@ def read_updates(url: str, namespace: str, catalog: Catalog) -> Read:
     topic = qualify(namespace, topics.AD_UPDATES)
     cluster = kafka.cluster_id(url)
     updates = Updates(catalog, "", 0)
-    tail = Tail(url, topic, stamped(topic, updates.apply))
-    try:
-        tail.wait_caught_up(_READ_S)
-    finally:
-        tail.close()
+    tail = read_whole(url, topic, stamped(topic, updates.apply))
     position = tail.positions[0]
     updates.fold()
     folded = updates.market().catalog

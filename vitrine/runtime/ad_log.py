@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -13,10 +14,32 @@ from vitrine.errors import UnavailableError
 from vitrine.placement import qualify
 from vitrine.runtime import kafka, topics
 from vitrine.runtime.consume import Record
-from vitrine.runtime.tail import Tail
+from vitrine.runtime.redact import redact_url
+from vitrine.runtime.tail import Apply, Tail
 
 _SEND_S = 30.0
-_READ_S = 600.0
+_SILENT_S = 10.0
+
+
+def read_whole(url: str, topic: str, apply: Apply, offsets: Mapping[int, int] | None = None) -> Tail:
+    """A tail that has read a topic up to its end, and is closed.
+
+    Raises UnavailableError where Kafka, or the topic, is not there for ten seconds, and what ended the tail.
+    """
+    tail = Tail(url, topic, apply, offsets)
+    try:
+        silent_since = time.monotonic()
+        while not tail.caught_up.wait(0.05):
+            if tail.error is not None:
+                raise tail.error
+            if min(tail.seconds_since_contact, time.monotonic() - silent_since) > _SILENT_S:
+                raise UnavailableError(
+                    f"{topic} cannot be read at {redact_url(url)}: Kafka does not answer, or has no such topic "
+                    "(`vitrine topics create` makes it)"
+                )
+    finally:
+        tail.close()
+    return tail
 
 
 class Last(NamedTuple):
@@ -39,11 +62,7 @@ class AdLog:
 
     def read(self) -> Self:
         """Up to the topic's end. Raises UnavailableError, and LogLostError where the log was made anew."""
-        tail = Tail(self._url, self.topic, self._take, {0: self._position} if self._position else None)
-        try:
-            tail.wait_caught_up(_READ_S)
-        finally:
-            tail.close()
+        tail = read_whole(self._url, self.topic, self._take, {0: self._position} if self._position else None)
         self._position = tail.positions[0]
         return self
 
