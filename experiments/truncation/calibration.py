@@ -74,7 +74,8 @@ def load(sizes: Sizes) -> Calibration:
 
 def candidates(pairs: int) -> list[Cut]:
     """Every way to spend `pairs`."""
-    cuts = [Cut(way, pairs, crowds) for way in ("bid", "impact") for crowds in CROWDS if crowds <= pairs]
+    fit = [crowds for crowds in CROWDS if crowds <= pairs] or [pairs]
+    cuts = [Cut(way, pairs, crowds) for way in ("bid", "impact") for crowds in fit]
     return [*cuts, Cut("merged", pairs), Cut("deadline", pairs)]
 
 

@@ -67,11 +67,15 @@ def main(
     results = conclude(figures, sizes, found, stale)
     told = {**results.to_json(), "processor_seconds": round(sum(f["processor_seconds"] for f in figures), 1)}
     (out / "results.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-    pictures = plots.write(results, out)
-    page.write(out / "index.html", results)
+    pictures = plots.pictures(results)
+    for name, picture in pictures.items():
+        plots.png(picture, out / f"{name}.png")
+    page.write(out / "index.html", results, pictures)
     console = Console(stderr=as_json)
     show(console, results)
-    console.print(f"page: {out / 'index.html'}; plots: {', '.join(p.name for p in pictures)}", soft_wrap=True)
+    console.print(
+        f"page: {out / 'index.html'}; plots: {', '.join(f'{name}.png' for name in pictures)}", soft_wrap=True
+    )
     if as_json:
         sys.stdout.write(json.dumps(told) + "\n")
 

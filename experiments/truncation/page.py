@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from experiments.truncation import plots
 from experiments.truncation.calibration import label
@@ -31,9 +33,9 @@ svg { height: auto; max-width: 100%; }
 """
 
 
-def write(file: Path, results: Results) -> None:
-    """Write the page; it loads nothing from elsewhere."""
-    drawn = {name: plots.svg(draw) for name, draw in plots.pictures(results).items()}
+def write(file: Path, results: Results, pictures: Mapping[str, Figure]) -> None:
+    """Write the page; it loads nothing from elsewhere. pictures: `plots.pictures` of the results."""
+    drawn = {name: plots.svg(figure) for name, figure in pictures.items()}
     body = [
         "<h1>Matching without truncation</h1>",
         f"<p class=lead>{escape(about(results))}</p>",

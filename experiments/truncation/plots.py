@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +21,27 @@ mpl.use("Agg")
 
 BLUE, GREY, RED = "#4269d0", "#888888", "#ff725c"
 
-Draw = Callable[[], Figure]
 
-
-def write(results: Results, folder: Path) -> list[Path]:
-    """NAME.png of every picture."""
-    files = []
-    for name, draw in pictures(results).items():
-        figure, file = draw(), folder / f"{name}.png"
-        figure.savefig(file, dpi=110, facecolor="white")
-        files.append(file)
-    return files
-
-
-def pictures(results: Results) -> dict[str, Draw]:
+def pictures(results: Results) -> dict[str, Figure]:
     """Every picture by its name; those of one baseline bear its name."""
-    out: dict[str, Draw] = {}
+    out: dict[str, Figure] = {}
     for name, c in results.against.items():
-        out[f"{name}-comparison"] = partial(comparison, c, name)
-        out[f"{name}-users"] = partial(users, c, name)
-        out[f"{name}-advertisers"] = partial(advertisers, c, name)
-    return out | {"cut-offs": partial(cut_offs, results), "budgets": partial(budgets, results)}
+        out[f"{name}-comparison"] = comparison(c, name)
+        out[f"{name}-users"] = users(c, name)
+        out[f"{name}-advertisers"] = advertisers(c, name)
+    return out | {"cut-offs": cut_offs(results), "budgets": budgets(results)}
 
 
-def svg(draw: Draw) -> str:
+def png(figure: Figure, file: Path) -> None:
+    """Write a picture on white."""
+    figure.savefig(file, dpi=110, facecolor="white")
+
+
+def svg(figure: Figure) -> str:
     """A picture without a background, in colours that do on light and dark."""
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "vitrine"}):  # the same ids, run for run
-        draw().savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     whole = text.getvalue()
     return whole[whole.index("<svg") :]
 
