@@ -165,7 +165,7 @@ class Serving:
     def _shown(self, active: Active | None, updates: Updates, towers: Mapping[str, LoadedTowers]) -> None:
         """Serves from these from now on."""
         market = updates.market()
-        showing = Showing(market)
+        showing = Showing(market).warm()
         epoch = -1 if active is None else active.offset
         matchers = {arm: make_matcher(market, each, self._config, epoch=epoch) for arm, each in towers.items()}
         fallbacks = {arm: Fallback(matcher, showing) for arm, matcher in matchers.items()}
@@ -183,7 +183,7 @@ class Serving:
         now, market = self.now, self._updates.market()
         made_of = now.matchers["a"].market
         if market is not now.showing.market:
-            showing = Showing(market, now.showing.base)
+            showing = Showing(market, now.showing.base).warm()
             self.now = now = Now(
                 now.active,
                 showing,

@@ -155,8 +155,9 @@ class Matcher:
         """The k most valuable ads over all crowds, or these, to a user of whom nothing is known; revision 0."""
         nobody = UserState(0)
         self.refresh(nobody)
-        everywhere = np.union1d(self.catalog.crowds, self.extra.catalog.crowds)
-        if crowds is not None:
+        if crowds is None:
+            everywhere = np.union1d(self.catalog.crowds, self.extra.catalog.crowds)
+        else:
             everywhere = np.unique(np.array(crowds, np.uint64))
         users = Users(
             np.array([nobody.bias], np.float32), nobody.vec[None], np.array([0, len(everywhere)]), everywhere
