@@ -57,8 +57,8 @@ def board() -> Json:
                 [
                     graph(
                         "Ads of the market",
-                        "Live, and off: paused, ended, out of schedule or budget. Redefined: live ones kept apart until"
-                        " they are folded.",
+                        "Live, and off: paused, ended, out of schedule or budget. Redefined: live ones kept apart,"
+                        " until they are folded.",
                         "short",
                         Query(f"max by (state) ({of('vitrine_matching_ads')})", "{{state}}"),
                     ),
