@@ -26,7 +26,7 @@ from vitrine.errors import FieldError, UnavailableError
 from vitrine.runtime import embedded, logs
 from vitrine.runtime.kafka import admin, cluster_id, key_of, parse_url, producer
 from vitrine.runtime.local_servers import java
-from vitrine.runtime.redis import connect
+from vitrine.runtime.redis import connect, primaries
 from vitrine.runtime.settings import redact_url
 
 _DISTRIBUTIONS = ("vitrine-serving", "grpcio", "protobuf", "numpy", "kafka-python", "confluent-kafka", "redis")
@@ -193,14 +193,17 @@ def _redis(stack: embedded.EmbeddedStack) -> Check:
         where = redact_url(stack.redis_url)
     try:
         with connect(stack.redis_url) as client:
-            server: Mapping[str, Any] = client.info("server")
-            settings = _settings(client)
+            nodes = primaries(client)
+            server: Mapping[str, Any] = nodes[0].info("server")
+            settings = [_settings(node) for node in nodes]
     except (FieldError, redis.RedisError) as error:
         return Check("Redis", "problem", f"{where}: {error}")
     version = server.get("valkey_version") or server.get("redis_version")
-    if settings.get("appendonly") == "no":
+    if len(nodes) > 1:
+        version = f"{version}, a cluster of {len(nodes)}"
+    if any(each.get("appendonly") == "no" for each in settings):
         return Check("Redis", "note", f"{where}: {version}, but appendonly is off: it keeps nothing after a kill")
-    if settings.get("maxmemory-policy", "noeviction") != "noeviction":
+    if any(each.get("maxmemory-policy", "noeviction") != "noeviction" for each in settings):
         return Check("Redis", "problem", f"{where}: maxmemory-policy is not noeviction, states would be lost")
     return Check("Redis", "ok", f"{where}: {version}")
 

@@ -53,6 +53,14 @@ def connect(
         raise _wrong(url, "the parameters are not as redis-py takes them") from error
 
 
+def primaries(client: "redis.Redis") -> "list[redis.Redis]":
+    """The server itself, or every primary of a cluster."""
+    if not getattr(client, "is_cluster", False):
+        return [client]
+    cluster: Any = client
+    return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
+
+
 def check_url(url: str) -> None:
     """Raises FieldError("redis_url") naming the part or parameter that is wrong, and what would be right."""
     scheme = url.split("://", 1)[0]

@@ -1,7 +1,8 @@
 """A Redis Cluster behind the calls of one Redis: connected when first used, and again after all of it was away."""
 
 import threading
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import redis
 from redis.cluster import ClusterNode, RedisCluster
@@ -24,6 +25,15 @@ class Cluster:
         self._options = options
         self._lock = threading.Lock()
         self._client: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            self._client.close()
 
     def __getattr__(self, name: str) -> Any:
         with self._lock:
