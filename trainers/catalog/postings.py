@@ -1,15 +1,14 @@
-"""Bids in any order become postings by crowd and by ad, through files: memory holds a part of them at a time."""
+"""Bids in any order become postings by crowd and by ad: memory holds 8 bytes a bid, and a part of them besides."""
 
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrine.data.market import Market
-from vitrine.matching.catalog import FILES
+from vitrine.matching.catalog_files import FILES, save
 
 ROWS = 1 << 20
 """Bids in memory at a time."""
@@ -35,17 +34,17 @@ def write_postings(market: Market, crowds: U64, ads: U64, out: Path) -> None:
             for column in (crowd, ad, bids):
                 column.tofile(found)
             sizes.append(len(bids))
-        by_crowd = _Table(out, ("crowd_indptr", "posting_ads", "posting_bids"), per_crowd)
+        by_crowd = _Table(per_crowd)
         found.seek(0)
         for size in sizes:
             crowd, ad = np.fromfile(found, np.uint32, size), np.fromfile(found, np.uint32, size)
             by_crowd.put(crowd, ad, np.fromfile(found, np.float32, size))
     by_crowd.sort()
-    by_ad = _Table(out, ("ad_indptr", "ad_crowds", "ad_bids"), per_ad)
+    by_crowd.save(out, "crowd_indptr", "posting_ads", "posting_bids")  # and read again, as a map
+    by_ad = _Table(per_ad)
     for rows, columns, bids in by_crowd.parts():  # crowds ascending, so that they come to lie so
         by_ad.put(columns, rows, bids)
-    by_crowd.close()
-    by_ad.close()
+    by_ad.save(out, "ad_indptr", "ad_crowds", "ad_bids")
 
 
 def _ordinals(known: U64, ids: U64) -> U32:
@@ -57,12 +56,12 @@ def _ordinals(known: U64, ids: U64) -> U32:
 
 
 class _Table:
-    """Rows of known lengths in mapped files, filled part by part."""
+    """Rows of known lengths, filled part by part."""
 
-    def __init__(self, out: Path, names: tuple[str, str, str], lengths: I64) -> None:
+    def __init__(self, lengths: I64) -> None:
         self.indptr = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        np.save(out / FILES[names[0]][0], self.indptr, allow_pickle=False)
-        self.columns, self.values = (_mapped(out, name, int(self.indptr[-1])) for name in names[1:])
+        self.columns = np.empty(int(self.indptr[-1]), np.uint32)
+        self.values = np.empty(int(self.indptr[-1]), np.float32)
         self._next = self.indptr[:-1].copy()
 
     def put(self, rows: NDArray[np.integer], columns: NDArray[np.integer], values: F32) -> None:
@@ -88,11 +87,13 @@ class _Table:
         for start, stop in self._pieces():
             yield self._rows(start, stop), self.columns[start:stop], self.values[start:stop]
 
-    def close(self) -> None:
-        """Everything is in the files."""
-        for array in (self.columns, self.values):
-            if isinstance(array, np.memmap):
-                array.flush()
+    def save(self, out: Path, indptr: str, columns: str, values: str) -> None:
+        """Into the files of these fields, which take the arrays' place."""
+        for name, array in ((indptr, self.indptr), (columns, self.columns), (values, self.values)):
+            save(out, name, array)
+        self.columns, self.values = (
+            np.load(out / FILES[name][0], mmap_mode="r", allow_pickle=False) for name in (columns, values)
+        )
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """Whole rows of about ROWS entries together; a longer row is a piece of its own."""
@@ -104,11 +105,3 @@ class _Table:
 
     def _rows(self, start: int, stop: int) -> I64:
         return np.searchsorted(self.indptr, np.arange(start, stop), "right") - 1
-
-
-def _mapped(out: Path, name: str, length: int) -> NDArray[Any]:
-    file, dtype = FILES[name]
-    if not length:  # which cannot be mapped
-        np.save(out / file, np.empty(0, dtype), allow_pickle=False)
-        return np.empty(0, dtype)
-    return np.lib.format.open_memmap(out / file, mode="w+", dtype=dtype, shape=(length,))
