@@ -67,14 +67,6 @@ def arm_of(user_id: int, share: int) -> str:
     return "b" if (z ^ z >> 31) % 1000 < share else "a"
 
 
-def arms_of(ids: NDArray[np.uint64], share: int) -> NDArray[np.bool_]:
-    """(n,) whether each user is in arm b, as `arm_of` says."""
-    z = ids + np.uint64(_ARM_SALT * 0x9E3779B97F4A7C15 & _MASK)
-    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((z ^ z >> np.uint64(31)) % np.uint64(1000) < np.uint64(share))
-
-
 def qualify(namespace: str, name: str) -> str:
     """The name of a topic, key prefix, consumer group or artifact inside a namespace ("" is none)."""
     return f"{namespace}.{name}" if namespace else name

@@ -142,11 +142,6 @@ class Market:
         live[np.flatnonzero(known)[~self.dead[rows]]] = True
         return live
 
-    def item_of(self, ad_id: int) -> int:
-        """The item that an ad advertises; 0 for none and for an unknown ad."""
-        ad = self.overlay.get(ad_id)
-        return ad.item if ad is not None else self.catalog.item_of(ad_id)
-
     @cached_property
     def live_ads(self) -> int:
         """How many ads are live."""

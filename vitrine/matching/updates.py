@@ -153,10 +153,6 @@ class Updates:
         other._dirty = set(other._overlay)
         return other
 
-    def definition(self, ad_id: int) -> tuple[int, bytes | None]:
-        """(offset, value) of an ad's last record; (-1, None) where there is none."""
-        return self._records.get(ad_id, _NONE)
-
     def _resolved(self, ad_id: int, change: AdChange | None) -> Ad | None:
         """An ad by the catalog and its last records; `change`: the last one, where it is at hand parsed."""
         base = ad_of(self.catalog, ad_id)
