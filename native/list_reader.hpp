@@ -45,19 +45,60 @@ struct ListTables {
   std::span<const float> bids;
 
   // The ad's bid on a crowd, by positions; 0 where there is none.
-  float bid(int64_t ad, int64_t crowd) const {
-    if (ad + 1 >= static_cast<int64_t>(ad_indptr.size())) return 0;
+  float bid(size_t ad, size_t crowd) const {
+    if (ad + 1 >= ad_indptr.size()) return 0;
     const auto begin = bid_crowds.begin() + ad_indptr[ad], end = bid_crowds.begin() + ad_indptr[ad + 1];
     const auto found = std::lower_bound(begin, end, crowd);
     return found != end && *found == crowd ? bids[found - bid_crowds.begin()] : 0;
   }
 };
 
+// Ads that the tables do not define, by ascending id: definitions newer than they are.
+struct ListExtra {
+  std::span<const uint64_t> ads;
+  std::span<const uint8_t> groups;
+  std::span<const int64_t> indptr;
+  std::span<const uint64_t> crowds;
+  std::span<const float> bids;
+
+  // The ad's bid on a crowd, by ids; 0 where there is none, or the ad is not for the group.
+  float bid(uint64_t ad, uint64_t crowd, unsigned group) const {
+    const auto at = std::lower_bound(ads.begin(), ads.end(), ad);
+    if (at == ads.end() || *at != ad) return 0;
+    const size_t row = at - ads.begin();
+    if (!(groups[row] >> group & 1)) return 0;
+    const auto begin = crowds.begin() + indptr[row], end = crowds.begin() + indptr[row + 1];
+    const auto found = std::lower_bound(begin, end, crowd);
+    return found != end && *found == crowd ? bids[found - crowds.begin()] : 0;
+  }
+};
+
+// ad_extras, crowd_extras: how many ids of ads and crowds without a number the record holds, one after the other from
+// extras_at on; a reference below is one of those, others are numbers above them.
 struct ListColumns {
-  size_t entries, entries_at, falls_at, crowds_at, crowds;
+  size_t entries, entries_at, falls_at, crowds_at, crowds, extras_at, ad_extras, crowd_extras;
   unsigned entry_bits, ad_bits, fall_bits, crowd_bits;
   uint32_t first;
 };
+
+// A position and an id; the tables' last row for what they do not know.
+struct Found {
+  size_t at;
+  uint64_t id;
+};
+
+inline Found find_reference(std::span<const uint8_t> record, uint64_t reference, size_t extras_at, size_t extras,
+                            std::span<const int64_t> by_number, std::span<const uint64_t> ids) {
+  if (reference >= extras) {
+    const size_t at = by_number[std::min<uint64_t>(reference - extras, by_number.size() - 1)];
+    return {at, ids[at]};
+  }
+  uint64_t id;
+  std::memcpy(&id, record.data() + extras_at + 8 * reference, sizeof id);
+  const auto known = ids.first(ids.size() - 1);
+  const auto found = std::lower_bound(known.begin(), known.end(), id);
+  return {found != known.end() && *found == id ? static_cast<size_t>(found - known.begin()) : known.size(), id};
+}
 
 inline void put_varint(std::vector<uint8_t>& out, uint64_t value) {
   for (; value >= 0x80; value >>= 7) out.push_back(static_cast<uint8_t>(value | 0x80));
@@ -71,12 +112,14 @@ inline void put_field(std::vector<uint8_t>& out, uint8_t tag, const void* data, 
   out.insert(out.end(), from, from + bytes);
 }
 
-// How many of the first k that may be shown there are; -1 where an entry's ad has to be looked up elsewhere.
+// The first k entries that may be shown, as packed fields at the end of `out`; how many they are.
 //
-// closed: by position of the ad: 0 shown, 1 hidden, 2 defined elsewhere. tags: of the ids of ads, values, bids and
-// ids of crowds, which are appended to `out` as packed fields.
-inline int64_t read_list(const ListTables& tables, std::span<const uint8_t> record, const ListColumns& columns,
-                         std::span<const uint8_t> closed, size_t k, const uint8_t tags[4], std::vector<uint8_t>& out) {
+// closed: by position of the ad: 0 shown, 1 hidden, 2 as `extra` says. excluded: ids of ads, ascending. tags: of the
+// ids of ads, values, bids and ids of crowds.
+inline size_t read_list(const ListTables& tables, const ListExtra& extra, std::span<const uint8_t> record,
+                        const ListColumns& columns, std::span<const uint8_t> closed, unsigned group,
+                        std::span<const uint64_t> excluded, size_t k, const uint8_t tags[4],
+                        std::vector<uint8_t>& out) {
   const BitColumn entries(record, columns.entries_at, columns.entry_bits);
   const BitColumn falls(record, columns.falls_at, columns.fall_bits);
   const BitColumn crowds(record, columns.crowds_at, columns.crowd_bits);
@@ -87,14 +130,16 @@ inline int64_t read_list(const ListTables& tables, std::span<const uint8_t> reco
   for (size_t i = 0; i < columns.entries && values.size() < k; ++i) {
     if (i) bits -= static_cast<uint32_t>(falls[i - 1]);
     const uint64_t entry = entries[i], place = entry >> columns.ad_bits;
-    const int64_t ad = tables.ad_at[std::min<uint64_t>(entry & ad_mask, tables.ad_at.size() - 1)];
-    if (closed[ad] == 2) return -1;
-    if (closed[ad] || place >= columns.crowds) continue;
-    const int64_t crowd = tables.crowd_at[std::min<uint64_t>(crowds[place], tables.crowd_at.size() - 1)];
-    const float bid = tables.bid(ad, crowd);
+    const Found ad = find_reference(record, entry & ad_mask, columns.extras_at, columns.ad_extras, tables.ad_at,
+                                    tables.ads);
+    if (closed[ad.at] == 1 || place >= columns.crowds) continue;
+    if (std::binary_search(excluded.begin(), excluded.end(), ad.id)) continue;
+    const Found crowd = find_reference(record, crowds[place], columns.extras_at + 8 * columns.ad_extras,
+                                       columns.crowd_extras, tables.crowd_at, tables.crowds);
+    const float bid = closed[ad.at] == 2 ? extra.bid(ad.id, crowd.id, group) : tables.bid(ad.at, crowd.at);
     if (bid <= 0) continue;
-    put_varint(ads, tables.ads[ad]);
-    put_varint(won, tables.crowds[crowd]);
+    put_varint(ads, ad.id);
+    put_varint(won, crowd.id);
     values.push_back(std::bit_cast<float>(bits));
     bids.push_back(bid);
   }
@@ -104,7 +149,7 @@ inline int64_t read_list(const ListTables& tables, std::span<const uint8_t> reco
     put_field(out, tags[2], bids.data(), bids.size() * sizeof(float));
     put_field(out, tags[3], won.data(), won.size());
   }
-  return static_cast<int64_t>(values.size());
+  return values.size();
 }
 
 }  // namespace vitrine

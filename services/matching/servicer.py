@@ -18,7 +18,7 @@ from vitrine.errors import NotFoundError, UnavailableError
 from vitrine.matching import answer, record, state
 from vitrine.matching.events import RecordError
 from vitrine.matching.record import Header
-from vitrine.matching.showing import Excluded
+from vitrine.matching.showing import NOTHING, Excluded
 from vitrine.matching.store import Store
 from vitrine.runtime import logs, metrics
 
@@ -66,7 +66,7 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
     ) -> pb.GetMatchesResponse:
         now = self._now()
         requests.check_matches(request, now.served, now.groups)
-        excluded = None
+        excluded = NOTHING
         if request.excluded_ad_ids or request.excluded_advertiser_ids:
             excluded = Excluded(request.excluded_ad_ids, request.excluded_advertiser_ids)
         response, source = self._read(now, request, excluded)
@@ -96,7 +96,7 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
         return explain(now, user, stored, request.ad_ids, request.placement_group)
 
     def _read(
-        self, now: Now, request: pb.GetMatchesRequest, excluded: Excluded | None
+        self, now: Now, request: pb.GetMatchesRequest, excluded: Excluded
     ) -> tuple[pb.GetMatchesResponse, pb.Source.ValueType]:
         """The answer from the user's list, and its source; where that is a fallback, what is known of the user."""
         if self._watch.lost is not None:
@@ -130,7 +130,7 @@ class MatchingServicer(matching_pb2_grpc.MatchingServiceServicer):
 
 
 def _fall_back(
-    now: Now, request: pb.GetMatchesRequest, found: pb.GetMatchesResponse, excluded: Excluded | None
+    now: Now, request: pb.GetMatchesRequest, found: pb.GetMatchesResponse, excluded: Excluded
 ) -> pb.GetMatchesResponse:
     """Ads of the crowds that the caller names, then of those that won in the user's list, then of all.
 

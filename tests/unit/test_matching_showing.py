@@ -93,10 +93,18 @@ def test_an_answer_is_the_first_entries_that_may_be_shown(seed, k, group):
     stored = random_list(rng, served.catalog, 25)
     packed = record.encode(stored, served.catalog)
     disturb(served, rng)
-    expected = brute(served, stored.rankings[group], k, group)
+    shown = brute(served, stored.rankings[group], k, group)
     showing = served.now.showing
-    nobody = Excluded([], [])  # excludes nothing, and takes the way by ids
-    for excluded in (None, nobody):
+    hidden = rng.choice(served.catalog.ads, 3).tolist()
+    without = [row for row in brute(served, stored.rankings[group], 25, group) if row[0] not in hidden][:k]
+    # An advertiser that pays for nothing excludes nothing, and takes the way by ids.
+    for ads, advertisers, expected in [
+        ([], [], shown),
+        ([], [9], shown),
+        (hidden, [], without),
+        (hidden, [9], without),
+    ]:
+        excluded = Excluded(ads, advertisers)
         response, header = answer.from_record(packed, k, group, showing, excluded)
         columns = (response.ad_ids, response.crowd_ids, response.values, response.bids)
         assert list(zip(*columns, strict=True)) == expected
@@ -106,12 +114,29 @@ def test_an_answer_is_the_first_entries_that_may_be_shown(seed, k, group):
         assert header.revision == 4
 
 
-def test_the_usual_list_takes_the_native_way(monkeypatch):
+def test_ads_of_updates_alone_are_read_by_their_ids():
+    served = Served(with_gaps(SMALL, 5))
+    for new, model in ((100_000, 1), (100_001, 2)):
+        bid_on = served.catalog.crowds[:2].tolist()
+        served.update(new, "", served.definition(int(served.catalog.ads[model]), crowd_ids=bid_on, bids=[3.0, 4.0]))
+    ads = np.array([100_001, served.catalog.ads[0], 100_000, 100_002], np.uint64)
+    ranking = Ranking(ads, np.array([4, 3, 2, 1], np.float32), served.catalog.crowds[[0, 1, 1, 0]], True, 0.0, 0)
+    stored = replace(random_list(np.random.default_rng(1), served.catalog, 3), rankings=(ranking, ranking))
+    packed = record.encode(stored, served.catalog)
+    for group in range(2):
+        response, _ = answer.from_record(packed, 5, group, served.now.showing)
+        columns = (response.ad_ids, response.crowd_ids, response.values, response.bids)
+        assert list(zip(*columns, strict=True)) == brute(served, ranking, 5, group)
+
+
+def test_lists_take_the_native_way(monkeypatch):
     served = Served()
-    served.hold()
-    served.update(int(served.catalog.ads[0]), "paused")
+    listed = served.hold().rankings[0]
+    served.update(int(listed.ads[0]), "paused")
+    served.update(int(listed.ads[1]), "", served.definition(int(listed.ads[1]), item_id=3))
     monkeypatch.setattr(answer, "_by_id", None)
-    assert len(served.matches(10).ad_ids) == 10
+    assert list(served.matches(10).ad_ids) == listed.ads[1:11].tolist()
+    assert list(served.matches(10, excluded_ad_ids=[int(listed.ads[1])]).ad_ids) == listed.ads[2:12].tolist()
 
 
 def test_a_folded_base_shows_what_the_overlay_did():
@@ -134,6 +159,9 @@ def test_a_folded_base_shows_what_the_overlay_did():
         ({"entry_bits": 58}, "entry_bits: "),
         ({"falls_at": 10_000}, "falls: "),
         ({"crowds": 2**40}, "crowds: "),
+        ({"extras_at": 10_000}, "extras: "),
+        ({"ad_extras": 70_000}, "ad_extras, crowd_extras: "),
+        ({"group": 8}, "group: "),
         ({"k": 0}, "k: "),
         ({"closed": np.zeros(3, np.uint8)}, "closed: "),
     ],
@@ -145,11 +173,23 @@ def test_a_column_outside_the_record_is_refused(wrong, said):
     header = record.open_record(packed)
     columns = record.columns_of(packed, header, 0)
     fields = columns._asdict() | {"ad_bits": header.ad_bits, "crowd_bits": header.crowd_bits}
-    fields |= {"k": 5, "crowds": header.crowds, "closed": served.now.showing.closed(0)}
-    reader = served.now.showing.base.reader
-    assert reader.read(packed, **fields)[1] == 5
+    showing = served.now.showing
+    fields |= {"k": 5, "crowds": header.crowds, "closed": showing.closed(0), "extra": showing.extra, "group": 0}
+    fields |= {"extras_at": header.columns_at + 12 * header.features, "ad_extras": 0, "crowd_extras": 0}
+    fields |= {"excluded": np.empty(0, np.uint64)}
+    reader = showing.base.reader
+    assert reader.read(packed, **fields)
     with pytest.raises(ValueError, match=said):
         reader.read(packed, **(fields | wrong))
+
+
+def test_definitions_that_lead_nowhere_are_refused():
+    ads, groups, crowds, bids = np.array([3], np.uint64), np.ones(1, np.uint8), np.array([4], np.uint64), np.ones(1)
+    tables = [ads, groups, np.array([0, 1]), crowds, bids.astype(np.float32)]
+    native.ListExtra(*tables)
+    for place, wrong in [(1, groups[:0]), (2, np.array([0, 2])), (4, bids[:0].astype(np.float32))]:
+        with pytest.raises(ValueError, match=r".+: "):
+            native.ListExtra(*[wrong if i == place else each for i, each in enumerate(tables)])
 
 
 def test_tables_that_lead_nowhere_are_refused():

@@ -1,7 +1,7 @@
 """GetMatches' answer out of a stored list: the entries that may be shown, at the bids of now.
 
-The usual list goes from the record to the wire in one native call. One that holds an ad that was defined anew since
-its catalog, or an answer that leaves out what the caller excludes, takes the long way round, by ids.
+A list goes from the record to the wire in one native call. A record of the schema before, and an answer without
+some advertisers' ads, take the way by ids.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from vitrine.api.features.v1 import features_pb2
 from vitrine.api.matching.v1 import matching_pb2 as pb
 from vitrine.matching.record import Header, columns_of, decode_opened, open_record
-from vitrine.matching.showing import Excluded, Showing
+from vitrine.matching.showing import NOTHING, Excluded, Showing
 
 
 def _tag(message: type, field: str) -> bytes:
@@ -23,7 +23,7 @@ _KEYS, _WEIGHTS = _tag(features_pb2.UserContext, "keys"), _tag(features_pb2.User
 
 
 def from_record(
-    record: bytes, k: int, group: int, showing: Showing, excluded: Excluded | None = None
+    record: bytes, k: int, group: int, showing: Showing, excluded: Excluded = NOTHING
 ) -> tuple[pb.GetMatchesResponse, Header]:
     """The first k entries of a placement group's ranking that may be shown and are not excluded, with the features.
 
@@ -31,39 +31,37 @@ def from_record(
     to the caller. Raises RecordError as `record.decode` does.
     """
     header = open_record(record)
-    fields = None
-    if excluded is None and header.columns_at and not header.ad_extras and not header.crowd_extras:
-        fields = _read(record, header, k, group, showing)
-    if fields is None:
+    if not header.columns_at or len(excluded.advertisers):
         return _by_id(record, header, k, group, showing, excluded), header
-    return pb.GetMatchesResponse.FromString(fields + _about(record, header)), header
-
-
-def _read(record: bytes, header: Header, k: int, group: int, showing: Showing) -> bytes | None:
-    """The entries as fields of the answer; None where an ad has to be looked up."""
+    fields = _about(record, header)
     columns = columns_of(record, header, group)
-    if columns is None or not columns.entries:
-        return b""
-    found = showing.base.reader.read(
-        record,
-        showing.closed(group),
-        k,
-        columns.entries,
-        columns.first,
-        columns.entries_at,
-        columns.entry_bits,
-        header.ad_bits,
-        columns.falls_at,
-        columns.fall_bits,
-        columns.crowds_at,
-        header.crowds,
-        header.crowd_bits,
-    )
-    return None if found is None else found[0]
+    if columns is not None:
+        fields += showing.base.reader.read(
+            record,
+            showing.closed(group),
+            showing.extra,
+            excluded.ads,
+            group,
+            k,
+            columns.entries,
+            columns.first,
+            columns.entries_at,
+            columns.entry_bits,
+            header.ad_bits,
+            columns.falls_at,
+            columns.fall_bits,
+            columns.crowds_at,
+            header.crowds,
+            header.crowd_bits,
+            header.columns_at + 12 * header.features,
+            header.ad_extras,
+            header.crowd_extras,
+        )
+    return pb.GetMatchesResponse.FromString(fields), header
 
 
 def _by_id(
-    record: bytes, header: Header, k: int, group: int, showing: Showing, excluded: Excluded | None
+    record: bytes, header: Header, k: int, group: int, showing: Showing, excluded: Excluded
 ) -> pb.GetMatchesResponse:
     """From the whole ranking's ids."""
     stored = decode_opened(header, record, showing.base.catalog, group=group)
@@ -76,10 +74,7 @@ def _by_id(
         return response
     (ranking,) = stored.rankings
     bids = showing.rows(ranking.ads, ranking.crowds, group)
-    keep = bids > 0
-    if excluded is not None:
-        keep &= ~excluded.mask(showing, ranking.ads)
-    rows = np.flatnonzero(keep)[:k]
+    rows = np.flatnonzero((bids > 0) & ~excluded.mask(showing, ranking.ads))[:k]
     response.ad_ids.extend(ranking.ads[rows].tolist())
     response.values.extend(ranking.values[rows].tolist())
     response.bids.extend(bids[rows].tolist())

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrine.matching.record import StoredList
-from vitrine.matching.showing import Excluded, Showing
+from vitrine.matching.showing import NOTHING, Excluded, Showing
 
 U64 = NDArray[np.uint64]
 F32 = NDArray[np.float32]
@@ -61,7 +61,7 @@ class Fallback:
         """The same lists under another market: of what may be shown by now, without what it brought."""
         return Fallback(self._matcher, showing, self._rankings)
 
-    def best(self, k: int, group: int, crowds: Iterable[int] = (), excluded: Excluded | None = None) -> Entries:
+    def best(self, k: int, group: int, crowds: Iterable[int] = (), excluded: Excluded = NOTHING) -> Entries:
         """The first k that may be shown and are not excluded: ads of these crowds, then ads of any."""
         wanted = dict.fromkeys(crowds)
         if not wanted:
@@ -71,7 +71,7 @@ class Fallback:
             return first.taken(np.arange(k))
         return _joined([first, self._anywhere(k - len(first.ads), group, excluded, first.ads)])
 
-    def _anywhere(self, k: int, group: int, excluded: Excluded | None, but: U64 | None) -> Entries:
+    def _anywhere(self, k: int, group: int, excluded: Excluded, but: U64 | None) -> Entries:
         at_least = k
         while True:
             every = self._list(group, None, at_least)
@@ -80,10 +80,10 @@ class Fallback:
                 return kept.taken(np.arange(min(k, len(kept.ads))))
             at_least = 8 * len(every.ads)
 
-    def _kept(self, entries: Entries, excluded: Excluded | None, but: U64 | None) -> Entries:
+    def _kept(self, entries: Entries, excluded: Excluded, but: U64 | None) -> Entries:
         if but is not None:
             entries = entries.taken(~np.isin(entries.ads, but))
-        return entries if excluded is None else entries.taken(~excluded.mask(self._showing, entries.ads))
+        return entries if excluded is NOTHING else entries.taken(~excluded.mask(self._showing, entries.ads))
 
     def _list(self, group: int, crowd: int | None, at_least: int = 0) -> Entries:
         """What may be shown of a crowd, or of all: fewer than `at_least` only where there are no more."""

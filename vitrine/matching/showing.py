@@ -23,7 +23,7 @@ U8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 SHOWN, HIDDEN, ELSEWHERE = 0, 1, 2
-"""In `Showing.closed`: the base says of an ad that it may be shown, that it may not, or nothing."""
+"""In `Showing.closed`: the base says of an ad that it may be shown, that it may not, or nothing: `extra` does."""
 
 # Of the answer's fields that a list gives: ids of ads, values, bids, ids of crowds.
 _FIELDS = ("ad_ids", "values", "bids", "crowd_ids")
@@ -86,7 +86,7 @@ class Showing:
 
     def warm(self) -> "Showing":
         """Makes what the first answer would have to wait for: milliseconds a million ads."""
-        assert self.base.reader
+        _ = self.base.reader, self.extra
         for group in range(len(self.market.catalog.groups)):
             self.closed(group)
         return self
@@ -96,10 +96,24 @@ class Showing:
         closed = self._closed.get(group)
         if closed is None:
             outside = self.market.catalog.ad_groups >> np.uint8(group) & np.uint8(1) == 0
-            closed = np.append(self.market.dead | outside, True).astype(np.uint8)
+            closed = np.append(self.market.dead | outside, False).astype(np.uint8)
             closed[:-1][self.market.redefined] = ELSEWHERE
+            closed[-1] = ELSEWHERE
             self._closed[group] = closed
         return closed
+
+    @cached_property
+    def extra(self) -> native.ListExtra:
+        """The live ads that the base does not define."""
+        extra = self.market.extra
+        indptr, crowds, bids = extra.ad_postings
+        return native.ListExtra(
+            extra.ads,
+            extra.ad_groups,
+            np.ascontiguousarray(indptr),
+            extra.crowds[crowds],
+            np.ascontiguousarray(bids),
+        )
 
     def rows(self, ads: U64, crowds: U64, group: int) -> F32:
         """(n,) the bid of each entry; 0 of those that may not be shown."""
@@ -108,8 +122,7 @@ class Showing:
         closed = self.closed(group)[at]
         bids = self.base.bids(at, on)
         bids[closed != SHOWN] = 0
-        # What the base does not know may be in ad-updates alone.
-        for row in np.flatnonzero((closed == ELSEWHERE) | (at == len(catalog.ads))).tolist():
+        for row in np.flatnonzero(closed == ELSEWHERE).tolist():
             bids[row] = self._elsewhere(int(ads[row]), int(crowds[row]), group)
         return bids
 
@@ -132,18 +145,21 @@ class Showing:
 
 
 class Excluded:
-    """Ads and advertisers that a caller does not want."""
+    """Ads and advertisers that a caller does not want, by ascending ids."""
 
-    def __init__(self, ads: Sequence[int], advertisers: Sequence[int]) -> None:
-        self._ads = np.array(ads, np.uint64)
-        self._advertisers = np.array(advertisers, np.uint64)
+    def __init__(self, ads: Sequence[int] = (), advertisers: Sequence[int] = ()) -> None:
+        self.ads: U64 = np.sort(np.array(ads, np.uint64))
+        self.advertisers: U64 = np.array(advertisers, np.uint64)
 
     def mask(self, showing: Showing, ads: U64) -> Mask:
         """(n,) which of the ads are excluded."""
-        mask = np.isin(ads, self._ads)
-        if len(self._advertisers):
-            mask |= np.isin(showing.advertisers(ads), self._advertisers)
+        mask = np.isin(ads, self.ads)
+        if len(self.advertisers):
+            mask |= np.isin(showing.advertisers(ads), self.advertisers)
         return mask
+
+
+NOTHING = Excluded()
 
 
 def _places(numbers: U32) -> I64:

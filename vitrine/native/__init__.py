@@ -8,6 +8,7 @@ function's docstring (`help(native.match_topk)`) gives shapes, dtypes and ties.
 
 from vitrine.native._native import (
     Graph,
+    ListExtra,
     ListReader,
     MatchIndex,
     assign_centres,
@@ -31,6 +32,7 @@ from vitrine.native._native import (
 
 __all__ = [
     "Graph",
+    "ListExtra",
     "ListReader",
     "MatchIndex",
     "assign_centres",

@@ -144,6 +144,16 @@ class Graph:
     ) -> tuple[NDArray[uint32], NDArray[uint32], NDArray[uint32], NDArray[uint32]]: ...
     def missing_edges(self, ef: int, *, kernel: str | None = None) -> NDArray[uint32]: ...
 
+class ListExtra:
+    def __init__(
+        self,
+        ads: NDArray[uint64],
+        groups: NDArray[uint8],
+        indptr: NDArray[int64],
+        crowds: NDArray[uint64],
+        bids: NDArray[float32],
+    ) -> None: ...
+
 class ListReader:
     def __init__(
         self,
@@ -160,6 +170,9 @@ class ListReader:
         self,
         record: bytes,
         closed: NDArray[uint8],
+        extra: ListExtra,
+        excluded: NDArray[uint64],
+        group: int,
         k: int,
         entries: int,
         first: int,
@@ -171,7 +184,10 @@ class ListReader:
         crowds_at: int,
         crowds: int,
         crowd_bits: int,
-    ) -> tuple[bytes, int] | None: ...
+        extras_at: int,
+        ad_extras: int,
+        crowd_extras: int,
+    ) -> bytes: ...
 
 class MatchIndex:
     def __init__(
