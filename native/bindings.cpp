@@ -504,12 +504,14 @@ nb::object py_murmur2_decimal(nb::object ids_) {
 namespace vitrine {
 void bind_list_reader(nb::module_& m);  // list_bindings.cpp
 void bind_match_index(nb::module_& m);  // match_bindings.cpp
+void bind_members(nb::module_& m);  // members_bindings.cpp
 }
 
 NB_MODULE(_native, m) {
   using namespace vitrine;
   bind_list_reader(m);
   bind_match_index(m);
+  bind_members(m);
   m.def(
       "kernel", [] { return std::string(chosen().name); },
       "The instruction set of this process: \"avx512\", \"avx2\" or \"portable\".\n\n"

@@ -1,158 +1,127 @@
-"""The owner's memory of its users: who is in a crowd, and whose list an ad's change touches."""
+"""The owner's memory of its users: who is in a crowd, and whose list an ad's change touches (native/members.hpp)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrine import native
 from vitrine.matching.market import Ad
-from vitrine.matching.match import best_of
+from vitrine.matching.match import Matcher
 from vitrine.matching.record import StoredList
 from vitrine.matching.state import UserState
 
 U64 = NDArray[np.uint64]
 F32 = NDArray[np.float32]
 
-
-@dataclass(slots=True)
-class _Member:
-    crowds: frozenset[int]
-    bias: float
-    vec: F32
-    excluded: frozenset[int]
-    floors: list[tuple[bool, float, int]]
-    active_ms: int
-    touched: int
+_AdColumns = tuple[U64, F32, U64, int]
 
 
 class Scan:
-    """The users of an ad change, worked off in chunks, recently active ones first.
+    """The members that an ad's change may touch, to be tested in chunks, recently active ones first.
 
-    A user who is put or dropped after the scan began is passed over: such a list is brought to the current market.
+    Users who are put or dropped after the scan began are passed over: their lists are of the market of now.
     """
 
-    def __init__(self, users: list[int], test: "_Test", members: "Members") -> None:
-        self._users, self._test, self._members = users, test, members
-        self._tick = members._tick
-        self.checked = 0
+    def __init__(self, scan: native.MemberScan) -> None:
+        self._scan = scan
 
     @property
     def left(self) -> int:
         """Members not yet tested."""
-        return len(self._users) - self.checked
+        return self._scan.left
+
+    @property
+    def checked(self) -> int:
+        """Members tested."""
+        return self._scan.checked
 
     def next(self, count: int) -> U64:
-        """Tests the next `count` members: those of them whose list changes."""
-        out = []
-        for user in self._users[self.checked : self.checked + count]:
-            self.checked += 1
-            member = self._members._of.get(user)
-            if member is not None and member.touched <= self._tick and self._test.changes(member):
-                out.append(user)
-        return np.array(out, np.uint64)
-
-
-@dataclass(slots=True)
-class _Test:
-    old: Ad | None
-    new: Ad | None
-    bias: F32
-    vec: F32
-    blind: bool
-
-    def changes(self, member: _Member) -> bool:
-        ad = self.old or self.new
-        if ad is None or (ad.ad_id in member.excluded and not self.blind):
-            return False
-        pctr = native.tower_pctr(member.bias, member.vec, np.zeros(1, np.uint32), self.bias, self.vec[None])[0]
-        states = [self._entry(each, member, pctr) for each in (self.old, self.new)]
-        for group, floor in enumerate(member.floors):
-            before, after = (_in(each, floor, group) for each in states)
-            if before != after or (self.blind and before is not None):
-                return True
-        return False
-
-    def _entry(self, ad: Ad | None, member: _Member, pctr: np.float32) -> tuple[float, int, int, int] | None:
-        if ad is None or not ad.live or member.crowds & set(ad.negatives.tolist()):
-            return None
-        bid, crowd = best_of(ad, member.crowds)
-        return (float(bid * pctr), crowd, ad.groups, ad.ad_id) if bid > 0 else None
-
-
-def _in(
-    entry: tuple[float, int, int, int] | None, floor: tuple[bool, float, int], group: int
-) -> tuple[float, int] | None:
-    """(value, crowd) where a ranking of this floor holds the entry."""
-    if entry is None or not entry[2] >> group & 1:
-        return None
-    value, crowd, _, ad_id = entry
-    complete, floor_value, floor_ad = floor
-    return (value, crowd) if complete or (-value, ad_id) <= (-floor_value, floor_ad) else None
+        """Tests the next `count` members: (n,) uint64 users of them whose list changes."""
+        return self._scan.next(count)
 
 
 class Members:
     """Users under one model's towers: their crowds, towers, the floors of their lists, and when they were active.
 
-    dim: of the towers; groups: placement groups
+    dim:    of the towers
+    groups: placement groups
     """
 
-    def __init__(self, dim: int, groups: int = 1, *, advertiser_cap: int = 0) -> None:
+    def __init__(self, dim: int, groups: int = 1) -> None:
         self.groups = groups
-        self._cap = advertiser_cap
-        self._of: dict[int, _Member] = {}
-        self._tick = 0
+        self._held = native.Members(dim, groups)
 
     def __len__(self) -> int:
-        return len(self._of)
-
-    def put(
-        self, states: Sequence[UserState], lists: Sequence[StoredList], excluded: Sequence[set[int]] | None = None
-    ) -> None:
-        """Takes users as they and their lists are now; `excluded` as `Matcher.excluded` says."""
-        self._tick += 1
-        for row, (state, stored) in enumerate(zip(states, lists, strict=True)):
-            self._of[state.user_id] = _Member(
-                frozenset(state.crowds),
-                state.bias,
-                state.vec,
-                frozenset(excluded[row] if excluded is not None else state.blocked),
-                [(r.complete, r.floor_value, r.floor_ad) for r in stored.rankings],
-                state.clock_ms,
-                self._tick,
-            )
-
-    def drop(self, user_ids: Sequence[int]) -> None:
-        """Forgets users; those not held are passed over."""
-        for user_id in user_ids:
-            self._of.pop(user_id, None)
-
-    def scan(self, old: Ad | None, new: Ad | None, bias: float, vec: F32) -> Scan:
-        """Whose list changes as an ad turns from `old` into `new` (None: not there), by the ad's tower."""
-        crowds = {c for ad in (old, new) if ad is not None for c in ad.crowds.tolist()}
-        users = [user for user, member in self._of.items() if member.crowds & crowds]
-        users.sort(key=lambda user: (-self._of[user].active_ms, user))
-        return Scan(users, _Test(old, new, np.array([bias], np.float32), vec, self._blind(old, new)), self)
-
-    def affected(self, old: Ad | None, new: Ad | None, bias: float, vec: F32) -> U64:
-        """All of `scan`."""
-        scan = self.scan(old, new, bias, vec)
-        return scan.next(scan.left)
-
-    def recent(self, chunk: int) -> Iterator[U64]:
-        """All users, recently active ones first, in chunks."""
-        users = sorted(self._of, key=lambda user: (-self._of[user].active_ms, user))
-        for start in range(0, len(users), chunk):
-            yield np.array(users[start : start + chunk], np.uint64)
+        return len(self._held)
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(200 + 60 * len(member.crowds) + member.vec.nbytes for member in self._of.values())
+        return self._held.nbytes
 
-    def _blind(self, old: Ad | None, new: Ad | None) -> bool:
-        """Whether a list may change where neither value nor crowd does: its owner looks."""
-        if old is None or new is None:
-            return False
-        return old.max_impressions != new.max_impressions or (self._cap > 0 and old.advertiser != new.advertiser)
+    def put(self, states: Sequence[UserState], lists: Sequence[StoredList], matcher: Matcher) -> None:
+        """Takes users as they are, with the lists that `matcher` made of these states."""
+        if not states:
+            return
+        crowds = [state.crowds for state in states]
+        excluded = [matcher.excluded(state.blocked, state.ads, state.clock_ms) for state in states]
+        rankings = [ranking for stored in lists for ranking in stored.rankings]
+        shape = len(states), self.groups
+        self._held.put(
+            np.array([state.user_id for state in states], np.uint64),
+            np.array([state.bias for state in states], np.float32),
+            np.stack([state.vec for state in states]),
+            *_csr(crowds),
+            np.array([-1.0 if r.complete else r.floor_value for r in rankings], np.float32).reshape(shape),
+            np.array([r.floor_ad for r in rankings], np.uint64).reshape(shape),
+            *_csr(excluded),
+            np.array([state.clock_ms for state in states], np.int64),
+        )
+
+    def drop(self, user_ids: Sequence[int] | U64) -> int:
+        """Forgets users: how many of them were held."""
+        return self._held.drop(np.asarray(user_ids, np.uint64))
+
+    def scan(self, old: Ad | None, new: Ad | None, bias: float, vec: F32, *, advertiser_cap: int = 0) -> Scan:
+        """Whose list changes as an ad turns from `old` into `new` (None: not there), by the ad's tower.
+
+        Exact, but for what a member's row does not say: where the ad's frequency cap changes, or there is a cap per
+        advertiser, some of the users named keep their list.
+        """
+        ad = old or new
+        if ad is None:
+            raise ValueError("old, new: one of them is an ad")
+        blind = old is not None and new is not None and old.max_impressions != new.max_impressions
+        if advertiser_cap and old is not None and new is not None:
+            blind |= old.advertiser != new.advertiser
+        return Scan(self._held.scan(ad.ad_id, _columns(old), _columns(new), bias, vec, blind))
+
+    def affected(
+        self, old: Ad | None, new: Ad | None, bias: float, vec: F32, *, advertiser_cap: int = 0
+    ) -> U64:
+        """(n,) uint64: all that `scan` names."""
+        scan = self.scan(old, new, bias, vec, advertiser_cap=advertiser_cap)
+        return scan.next(max(scan.left, 1))
+
+    def recent(self) -> U64:
+        """(n,) uint64 all users, recently active ones first."""
+        return self._held.recent()
+
+
+def _columns(ad: Ad | None) -> _AdColumns:
+    """As the kernel takes an ad; one that is not live stands in no group."""
+    if ad is None or not ad.live:
+        return _NO_IDS, _NO_BIDS, _NO_IDS, 0
+    return ad.crowds, ad.bids, ad.negatives, ad.groups
+
+
+def _csr(sets: Sequence[set[int] | dict[int, float]]) -> tuple[NDArray[np.int64], U64]:
+    indptr = np.zeros(len(sets) + 1, np.int64)
+    np.cumsum([len(each) for each in sets], out=indptr[1:])
+    return indptr, np.fromiter(chain.from_iterable(sets), np.uint64, int(indptr[-1]))
+
+
+_NO_IDS: U64 = np.empty(0, np.uint64)
+_NO_BIDS: F32 = np.empty(0, np.float32)

@@ -11,6 +11,8 @@ from vitrine.native._native import (
     ListExtra,
     ListReader,
     MatchIndex,
+    Members,
+    MemberScan,
     assign_centres,
     cap_edges,
     cluster_neighbours,
@@ -27,6 +29,7 @@ from vitrine.native._native import (
     murmur2_decimal,
     supported_kernels,
     tower_pctr,
+    update_rankings,
     vector_topk,
 )
 
@@ -35,6 +38,8 @@ __all__ = [
     "ListExtra",
     "ListReader",
     "MatchIndex",
+    "MemberScan",
+    "Members",
     "assign_centres",
     "cap_edges",
     "cluster_neighbours",
@@ -51,5 +56,6 @@ __all__ = [
     "murmur2_decimal",
     "supported_kernels",
     "tower_pctr",
+    "update_rankings",
     "vector_topk",
 ]

@@ -129,6 +129,72 @@ def vector_topk(
     kernel: str | None = None,
 ) -> tuple[NDArray[uint32], NDArray[float32]]: ...
 
+def update_rankings(
+    list_indptr: NDArray[int64],
+    ads: NDArray[uint64],
+    values: NDArray[float32],
+    crowds: NDArray[uint64],
+    floor_values: NDArray[float32],
+    floor_ads: NDArray[uint64],
+    complete: NDArray[bool_],
+    test_indptr: NDArray[int64],
+    test_ads: NDArray[uint64],
+    test_values: NDArray[float32],
+    test_crowds: NDArray[uint64],
+    test_groups: NDArray[uint8],
+    keep: int,
+    cap: int = 0,
+    advertisers: NDArray[uint64] | None = None,
+    test_advertisers: NDArray[uint64] | None = None,
+    test_redefined: NDArray[bool_] | None = None,
+) -> tuple[
+    NDArray[int64],
+    NDArray[uint64],
+    NDArray[float32],
+    NDArray[uint64],
+    NDArray[float32],
+    NDArray[uint64],
+    NDArray[uint8],
+    NDArray[uint8],
+]: ...
+
+class Members:
+    def __init__(self, dim: int, groups: int) -> None: ...
+    def put(
+        self,
+        users: NDArray[uint64],
+        bias: NDArray[float32],
+        vecs: NDArray[float32],
+        crowd_indptr: NDArray[int64],
+        crowds: NDArray[uint64],
+        floor_values: NDArray[float32],
+        floor_ads: NDArray[uint64],
+        excluded_indptr: NDArray[int64],
+        excluded: NDArray[uint64],
+        active_ms: NDArray[int64],
+    ) -> None: ...
+    def drop(self, users: NDArray[uint64]) -> int: ...
+    def scan(
+        self,
+        ad: int,
+        old: tuple[NDArray[uint64], NDArray[float32], NDArray[uint64], int],
+        now: tuple[NDArray[uint64], NDArray[float32], NDArray[uint64], int],
+        bias: float,
+        vec: NDArray[float32],
+        blind: bool = False,
+    ) -> MemberScan: ...
+    def recent(self) -> NDArray[uint64]: ...
+    def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class MemberScan:
+    def next(self, count: int, *, kernel: str | None = None) -> NDArray[uint64]: ...
+    @property
+    def left(self) -> int: ...
+    @property
+    def checked(self) -> int: ...
+
 class Graph:
     def __init__(self, codes: NDArray[uint64], edges: NDArray[uint32], entries: NDArray[uint32]) -> None: ...
     def walk(
