@@ -53,6 +53,7 @@ class Matcher:
 
     epoch:  offset of the activation that names catalog and towers, -1 for none
     stored, served: K and S, docs/matching.md
+    arm:    of the users that it is for, "a" or "b"
     table:  what events mean, by the catalog artifact (its own base where a market was folded)
     """
 
@@ -67,6 +68,7 @@ class Matcher:
         served: int = SERVED,
         advertiser_cap: int = 0,
         threads: int = 1,
+        arm: str = "a",
         table: EventTable | None = None,
     ) -> None:
         if not 0 < served <= stored:
@@ -76,18 +78,19 @@ class Matcher:
         self.stored = stored
         self.served = served
         self.advertiser_cap = advertiser_cap
+        self.arm = arm
         self.table = table or EventTable(market.catalog)
         self.towers = towers
         self._threads = threads
         self._base_caps: dict[int, int] = {}
-        self._set(market, Side(market.catalog, towers), Side(market.extra, towers))
+        self._set(market, Side(market.catalog, towers, threads), Side(market.extra, towers))
 
     def moved(self, market: Market) -> "Matcher":
         """The same under another market; over the same base it shares the index."""
         other = copy.copy(self)
         base = self.base
         if market.catalog is not base.catalog:
-            base = Side(market.catalog, self.towers)
+            base = Side(market.catalog, self.towers, self._threads)
             other._base_caps = {}
         extra = self.extra if market.extra is self.extra.catalog else Side(market.extra, self.towers)
         other._set(market, base, extra)
@@ -99,13 +102,12 @@ class Matcher:
         self.groups = len(market.catalog.groups)
         self.sides = (base, extra) if len(extra.catalog.ads) else (base,)
         bits = [np.uint8(1 << group) for group in range(self.groups)]
-        groups = np.where(market.dead, np.uint8(0), base.catalog.ad_groups)
-        # By side, then by group: (A,) uint8, whether the ad may be matched.
-        self.masks = [[(groups & bit != 0).view(np.uint8) for bit in bits]]
-        self.masks.append([(extra.catalog.ad_groups & bit != 0).view(np.uint8) for bit in bits])
+        # By side, (A,) uint8: bit g where the ad may be matched in placement group g.
+        self.allowed = (np.where(market.dead, np.uint8(0), base.catalog.ad_groups), extra.catalog.ad_groups)
+        self._masks = [[(allowed & bit != 0).view(np.uint8) for bit in bits] for allowed in self.allowed]
         self._base_capped = bool(base.catalog.ad_caps.any())
         self._any_capped = self._base_capped or bool(extra.catalog.ad_caps.any())
-        self._any_negatives = base.has_negatives or extra.has_negatives
+        self.any_negatives = base.has_negatives or extra.has_negatives
 
     def refresh(self, state: UserState) -> None:
         """Computes the user's tower anew from the state's features, in place."""
@@ -132,7 +134,7 @@ class Matcher:
             for row, state in enumerate(states)
         ]
 
-    def stored_list(self, state: UserState, rankings: tuple[Ranking, ...], arm: str = "a") -> StoredList:
+    def stored_list(self, state: UserState, rankings: tuple[Ranking, ...]) -> StoredList:
         """A state's list, of these rankings."""
         keys, weights = features(state)
         return StoredList(
@@ -143,7 +145,7 @@ class Matcher:
             served=self.served,
             catalog_version=self.catalog_version,
             towers_version=self.towers_version,
-            arm=arm,
+            arm=self.arm,
             position=self.market.position,
             epoch=self.epoch,
             revision=state.revision,
@@ -242,7 +244,7 @@ class Matcher:
             ads, known = side.catalog.ad_ordinals(ids)
             rows = owner[known]
             if side.has_negatives:
-                more_rows, more_ads = side.negative_ads(*side.user_crowds(users))
+                more_rows, more_ads = side.negative_ads(*users.crowds_in(side.catalog))
                 rows, ads = np.concatenate([rows, more_rows]), np.concatenate([ads, more_ads])
             pairs = np.unique(rows.astype(np.uint64) << np.uint64(32) | ads.astype(np.uint64))
             indptr = np.searchsorted(pairs, np.arange(len(excluded) + 1, dtype=np.uint64) << np.uint64(32))
@@ -260,7 +262,7 @@ class Matcher:
         k = k or self.stored
         found = [
             side.match(users, k, masks[group], *out, self.advertiser_cap)
-            for side, masks, out in zip(self.sides, self.masks, excluded, strict=False)
+            for side, masks, out in zip(self.sides, self._masks, excluded, strict=False)
         ]
         rankings = []
         for row in range(len(users)):

@@ -1,4 +1,4 @@
-"""The owner's memory of its users: who is in a crowd, and whose list an ad's change touches (native/members.hpp)."""
+"""The owner's memory of its users: who is in a crowd, and whose list an ad's change touches."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -98,9 +98,7 @@ class Members:
             blind |= old.advertiser != new.advertiser
         return Scan(self._held.scan(ad.ad_id, _columns(old), _columns(new), bias, vec, blind))
 
-    def affected(
-        self, old: Ad | None, new: Ad | None, bias: float, vec: F32, *, advertiser_cap: int = 0
-    ) -> U64:
+    def affected(self, old: Ad | None, new: Ad | None, bias: float, vec: F32, *, advertiser_cap: int = 0) -> U64:
         """(n,) uint64: all that `scan` names."""
         scan = self.scan(old, new, bias, vec, advertiser_cap=advertiser_cap)
         return scan.next(max(scan.left, 1))

@@ -1,6 +1,5 @@
 """One catalog under one model's towers, by ordinals: what a matcher asks of the base, and of the extra."""
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,18 +16,28 @@ U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
+_HIGH = np.uint64(32)
 
-@dataclass(frozen=True, slots=True)
+
 class Users:
     """Users of one call: bias (U,), vecs (U, d), and as CSR their crowds' ids, ascending for each."""
 
-    bias: F32
-    vecs: F32
-    indptr: I64
-    crowds: U64
+    def __init__(self, bias: F32, vecs: F32, indptr: I64, crowds: U64) -> None:
+        self.bias, self.vecs, self.indptr, self.crowds = bias, vecs, indptr, crowds
+        self._known: dict[int, tuple[I64, U32]] = {}
 
     def __len__(self) -> int:
         return len(self.bias)
+
+    def crowds_in(self, catalog: Catalog) -> tuple[I64, U32]:
+        """Those of the crowds that a catalog knows, by ordinal: (indptr, crowds). Looked up once."""
+        held = self._known.get(id(catalog))
+        if held is None:
+            crowds, known = catalog.crowd_ordinals(self.crowds)
+            before = np.zeros(len(known) + 1, np.int64)
+            np.cumsum(known, out=before[1:])
+            held = self._known[id(catalog)] = before[self.indptr], crowds
+        return held
 
 
 class Best(NamedTuple):
@@ -40,106 +49,78 @@ class Best(NamedTuple):
     crowds: U32
 
 
-class Pairs(NamedTuple):
-    """Pairs of a user's row and an ad's ordinal, with their value and the ordinal of the crowd that wins."""
-
-    users: I64
-    ads: U32
-    values: F32
-    crowds: U32
-
-
 class Side:
     """A catalog's postings and the ads' towers. An ad that the towers lack has bias 0 and a zero vector."""
 
-    def __init__(self, catalog: Catalog, towers: UserTowers) -> None:
+    def __init__(self, catalog: Catalog, towers: UserTowers, threads: int = 1) -> None:
         self.catalog = catalog
-        self.ad_bias = np.zeros(len(catalog.ads), np.float32)
-        self.ad_vecs = np.zeros((len(catalog.ads), towers.dim), np.float32)
+        ad_bias = np.zeros(len(catalog.ads), np.float32)
+        ad_vecs = np.zeros((len(catalog.ads), towers.dim), np.float32)
         rows, known = catalog.ad_ordinals(towers.ads)
-        self.ad_bias[rows] = towers.ad_bias[known]
-        self.ad_vecs[rows] = towers.ad_vecs[known]
-        self._postings = (
+        ad_bias[rows] = towers.ad_bias[known]
+        ad_vecs[rows] = towers.ad_vecs[known]
+        self._index = native.MatchIndex(
             np.ascontiguousarray(catalog.crowd_indptr),
             np.ascontiguousarray(catalog.posting_ads),
             np.ascontiguousarray(catalog.posting_bids),
+            ad_bias,
+            ad_vecs,
+            threads=threads,
         )
 
     def match(self, users: Users, k: int, mask: U8, exclude_indptr: I64, exclude: U32, advertiser_cap: int) -> Best:
         """The k best of each user among ads that the mask lets in, without the user's excluded ones (ascending)."""
-        indptr, crowds = self.user_crowds(users)
-        unmasked = bool(mask.all()) and not len(exclude) and not advertiser_cap
-        asked = k if unmasked else max(len(mask), 1)
-        counts, ads, values, won, _, _ = native.match_topk(
-            users.bias, users.vecs, indptr, crowds, *self._postings, self.ad_bias, self.ad_vecs, asked
+        counts, ads, values, crowds, *_ = self._index.match(
+            users.bias,
+            users.vecs,
+            *users.crowds_in(self.catalog),
+            k,
+            masks=mask,
+            exclude_indptr=exclude_indptr,
+            exclude_ads=exclude,
+            advertisers=self._advertisers if advertiser_cap else None,
+            advertiser_cap=advertiser_cap,
         )
-        if unmasked:
-            return Best(counts, ads, values, won)
-        shape = len(users), k
-        out = Best(
-            np.zeros(len(users), np.int32),
-            np.zeros(shape, np.uint32),
-            np.zeros(shape, np.float32),
-            np.zeros(shape, np.uint32),
+        return Best(counts, ads, values, crowds)
+
+    def above(self, users: Users, floor_values: F32, floor_ads: U64, mask: U8) -> tuple[I64, U32]:
+        """(user's row, ad) of every pair in the users' crowds at or above the user's floor (value, ad id)."""
+        # The last ordinal that is at or below the floor's ad; without any, a value a touch higher is what counts.
+        last = np.searchsorted(self.catalog.ads, floor_ads, side="right") - 1
+        none = last < 0
+        floors = np.where(none, np.nextafter(floor_values, np.float32(np.inf)), floor_values)
+        indptr, ads, *_ = self._index.above(
+            users.bias,
+            users.vecs,
+            *users.crowds_in(self.catalog),
+            floors.astype(np.float32),
+            np.where(none, 0xFFFFFFFF, last).astype(np.uint32),
+            masks=mask,
         )
-        for user in range(len(users)):
-            n = counts[user]
-            keep = mask[ads[user, :n]] != 0
-            keep &= ~np.isin(ads[user, :n], exclude[exclude_indptr[user] : exclude_indptr[user + 1]])
-            rows = np.flatnonzero(keep)
-            if advertiser_cap:
-                rows = rows[within_cap(self.catalog.ad_advertisers[ads[user, rows]], advertiser_cap)]
-            rows = rows[:k]
-            out.counts[user] = len(rows)
-            for column, found in ((out.ads, ads), (out.values, values), (out.crowds, won)):
-                column[user, : len(rows)] = found[user, rows]
+        return np.repeat(np.arange(len(users)), np.diff(indptr)), ads
+
+    def best(self, users: Users, rows: I64, ads: U32) -> tuple[F32, U32]:
+        """(n,) value and winning crowd of pairs (user's row, ad); value -1 where no crowd is shared."""
+        values, crowds, _ = self._index.best(
+            users.bias, users.vecs, rows.astype(np.uint32), ads, *users.crowds_in(self.catalog)
+        )
+        return values, crowds
+
+    def bars(self, users: Users, rows: I64, ads: U32) -> NDArray[np.bool_]:
+        """(n,) of pairs (user's row, ad): whether the user is in one of the ad's negative crowds."""
+        out = np.zeros(len(ads), bool)
+        indptr = self.catalog.neg_indptr
+        places, pair = spread(indptr[ads], np.diff(indptr)[ads])
+        if len(places):
+            user_indptr, crowds = users.crowds_in(self.catalog)
+            owner = np.repeat(np.arange(len(users), dtype=np.uint64), np.diff(user_indptr))
+            wanted = rows.astype(np.uint64)[pair] << _HIGH | self.catalog.neg_crowds[places].astype(np.uint64)
+            out[pair[ordinals(owner << _HIGH | crowds.astype(np.uint64), wanted)[1]]] = True
         return out
 
-    def above(self, users: Users, floor_values: F32, floor_ads: I64) -> Pairs:
-        """Every pair of the users' crowds that is at or above the user's floor: (value desc, ordinal asc)."""
-        indptr, crowds = self.user_crowds(users)
-        starts, sizes = self.catalog.crowd_indptr[crowds], self.catalog.crowd_sizes[crowds]
-        rows, owner = spread(starts, sizes)
-        user = np.repeat(np.arange(len(users)), np.diff(indptr))[owner]
-        ads = self.catalog.posting_ads[rows]
-        pairs = np.unique(np.stack([user, ads.astype(np.int64)], axis=1), axis=0) if len(ads) else np.empty((0, 2))
-        user, ads = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.uint32)
-        values, won = self.best(users, user, ads)
-        floor, last = floor_values[user], floor_ads[user]
-        keep = (values > floor) | ((values == floor) & (ads <= last))
-        return Pairs(user[keep], ads[keep], values[keep], won[keep])
-
-    def best(self, users: Users, pair_users: I64, pair_ads: U32) -> tuple[F32, U32]:
-        """(n,) value and winning crowd of pairs (user's row, ad), in order; value -1 where no crowd is shared."""
-        indptr, crowds = self.user_crowds(users)
-        owner = np.repeat(np.arange(len(users), dtype=np.uint64), np.diff(indptr))
-        held = owner << np.uint64(32) | crowds.astype(np.uint64)
-        by_ad, bid_crowds, bid_values = self.catalog.ad_postings
-        rows, pair = spread(by_ad[pair_ads], np.diff(by_ad)[pair_ads])
-        wanted = pair_users.astype(np.uint64)[pair] << np.uint64(32) | bid_crowds[rows].astype(np.uint64)
-        shared = ordinals(held, wanted)[1]
-        rows, pair = rows[shared], pair[shared]
-        order = np.lexsort((bid_crowds[rows], -bid_values[rows], pair))
-        firsts = order[np.unique(pair[order], return_index=True)[1]]
-        bids, won = np.full(len(pair_ads), -1, np.float32), np.zeros(len(pair_ads), np.uint32)
-        bids[pair[firsts]], won[pair[firsts]] = bid_values[rows[firsts]], bid_crowds[rows[firsts]]
-        return np.where(bids < 0, np.float32(-1), bids * self.pctr(users, pair_users, pair_ads)), won
-
-    def pctr(self, users: Users, pair_users: I64, pair_ads: U32) -> F32:
-        """(n,) click probability of pairs."""
-        out = np.zeros(len(pair_ads), np.float32)
-        for user in np.unique(pair_users).tolist():
-            of = pair_users == user
-            out[of] = native.tower_pctr(
-                float(users.bias[user]), users.vecs[user], pair_ads[of], self.ad_bias, self.ad_vecs
-            )
-        return out
-
-    def user_crowds(self, users: Users) -> tuple[I64, U32]:
-        """The users' crowds that this catalog knows, by ordinal: (indptr, crowds)."""
-        crowds, known = self.catalog.crowd_ordinals(users.crowds)
-        before = np.concatenate(([0], np.cumsum(known)))
-        return before[users.indptr].astype(np.int64), crowds
+    @cached_property
+    def _advertisers(self) -> U32:
+        return np.unique(self.catalog.ad_advertisers, return_inverse=True)[1].astype(np.uint32)
 
     @cached_property
     def has_negatives(self) -> bool:
