@@ -12,7 +12,7 @@ from vitrine.features import UserTowers
 from vitrine.matching import lists
 from vitrine.matching.catalog import Catalog
 from vitrine.matching.lists import Before, Work
-from vitrine.matching.market import Market
+from vitrine.matching.market import Ad, Market
 from vitrine.matching.match import Matcher
 from vitrine.matching.record import Ranking, StoredList
 from vitrine.matching.state import UserState, capped, fold
@@ -59,29 +59,22 @@ TOWERS = tied_towers(CATALOG)
 
 def brute_force(matcher: Matcher, towers: UserTowers, user: UserState, group: int) -> list[tuple[int, float, int]]:
     """(ad, value, crowd) of all eligible ads, best first, by the definition, one ad of the market at a time."""
-    market = matcher.market
-    known = {int(ad): row for row, ad in enumerate(towers.ads)}
-    every = {*market.catalog.ads.tolist(), *market.overlay}
+    ads, bias, vecs = ads_of(matcher.market, towers)
+    pctrs = native.tower_pctr(user.bias, user.vec, np.arange(len(ads), dtype=np.uint32), bias, vecs)
     found = []
-    for ad_id in sorted(every):
-        ad = market.ad(ad_id)
-        if ad is None or not ad.live or not ad.groups >> group & 1 or ad_id in user.blocked:
+    for ad, pctr in zip(ads, pctrs, strict=True):
+        if not ad.live or not ad.groups >> group & 1 or ad.ad_id in user.blocked:
             continue
         if any(crowd in user.crowds for crowd in ad.negatives.tolist()):
             continue
-        seen = user.ads.get(ad_id)
+        seen = user.ads.get(ad.ad_id)
         if seen and capped(seen, ad.max_impressions, user.clock_ms, matcher.table.cap_window_ms):
             continue
         pairs = zip(ad.bids.tolist(), ad.crowds.tolist(), strict=True)
         shared = [(-bid, crowd) for bid, crowd in pairs if crowd in user.crowds]
-        if not shared:
-            continue
-        bid, crowd = min(shared)
-        bias, vec = np.zeros(1, np.float32), np.zeros((1, towers.dim), np.float32)
-        if ad_id in known:
-            bias, vec = towers.ad_bias[[known[ad_id]]], towers.ad_vecs[[known[ad_id]]]
-        pctr = native.tower_pctr(user.bias, user.vec, np.zeros(1, np.uint32), bias, vec)[0]
-        found.append((ad_id, float(np.float32(-bid) * pctr), crowd, ad.advertiser))
+        if shared:
+            bid, crowd = min(shared)
+            found.append((ad.ad_id, float(np.float32(-bid) * pctr), crowd, ad.advertiser))
     found.sort(key=lambda entry: (-entry[1], entry[0]))
     ranked, counts = [], dict.fromkeys((entry[3] for entry in found), 0)
     for ad_id, value, crowd, advertiser in found:
@@ -89,6 +82,24 @@ def brute_force(matcher: Matcher, towers: UserTowers, user: UserState, group: in
         if not matcher.advertiser_cap or counts[advertiser] <= matcher.advertiser_cap:
             ranked.append((ad_id, value, crowd))
     return ranked
+
+
+def ads_of(market: Market, towers: UserTowers) -> tuple[list[Ad], np.ndarray, np.ndarray]:
+    """(every ad of the market, their biases, their vectors); looked up once a market."""
+    if _ADS and _ADS[0][0] is market:
+        return _ADS[0][1]
+    known = {int(ad): row for row, ad in enumerate(towers.ads)}
+    every = (market.ad(ad_id) for ad_id in sorted({*market.catalog.ads.tolist(), *market.overlay}))
+    ads = [ad for ad in every if ad is not None]
+    bias, vecs = np.zeros(len(ads), np.float32), np.zeros((len(ads), towers.dim), np.float32)
+    for at, ad in enumerate(ads):
+        if ad.ad_id in known:
+            bias[at], vecs[at] = towers.ad_bias[known[ad.ad_id]], towers.ad_vecs[known[ad.ad_id]]
+    _ADS[:] = [(market, (ads, bias, vecs))]
+    return ads, bias, vecs
+
+
+_ADS: list[tuple[Market, tuple[list[Ad], np.ndarray, np.ndarray]]] = []
 
 
 def entries(ranking: Ranking) -> list[tuple[int, float, int]]:
@@ -149,15 +160,20 @@ class World:
         elif kind == "wait":
             self.clock += DAY_MS // 2
         elif kind in ("block", "unblock"):
-            event = UserEvent(user_id=user_id, time_ms=self.clock)
-            event.block.CopyFrom(AdBlock(ad_id=self.ad(target), unblocked=kind == "unblock"))
-            self._fold(user_id, event)
+            self._fold(user_id, block(self.ad(target), self.clock, kind == "unblock", user_id))
         else:
             item, crowd = 7 * (1 + target % 20), 10 * (1 + target % CROWDS)
             self._fold(user_id, user_event(kind, user_id, self.clock, item, crowd, self.ad(target)))
 
     def ad(self, target: int) -> int:
-        return (*NEW_ADS, *CATALOG.ads.tolist())[target % (len(NEW_ADS) + ADS)]
+        """Any ad, or more often one that a user has in the list, has blocked or has seen."""
+        some: set[int] = set()
+        for user in self.users.values():
+            some |= user.blocked | user.ads.keys()
+            if user.user_id in self.lists:
+                some.update(ad for r in self.lists[user.user_id].rankings for ad in r.ads[:6].tolist())
+        every = sorted(some) if some and target % 4 else [*NEW_ADS, *CATALOG.ads.tolist()]
+        return every[target // 4 % len(every)]
 
     def change(self, kind: str, target: int, detail: int) -> int:
         """A record of ad-updates: the ad that it is about."""
@@ -178,6 +194,10 @@ class World:
         self.matcher = self.matcher.moved(self.updates.market())
         return ad_id
 
+    def pause(self, ad_id: int) -> None:
+        self._apply(ad_key(ad_id), AdUpdate(ad_id=ad_id, state=2).SerializeToString())
+        self.matcher = self.matcher.moved(self.updates.market())
+
     def bring(self, users=USERS) -> list[StoredList]:
         """Brings users' lists to their states and the market, and checks them."""
         works = [Work(self.users[id], self.before[id], self.lists.get(id)) for id in users]
@@ -196,6 +216,13 @@ class World:
     def _apply(self, key: bytes, value: bytes | None) -> None:
         self.updates.apply(self.offset, 0, key, value)
         self.offset += 1
+
+
+def block(ad_id: int, time_ms: int, unblocked: bool, user_id: int = 1) -> UserEvent:
+    """A user blocks an ad, or lets it in again."""
+    event = UserEvent(user_id=user_id, time_ms=time_ms)
+    event.block.CopyFrom(AdBlock(ad_id=ad_id, unblocked=unblocked))
+    return event
 
 
 def definition(detail: int) -> AdDefinition:
