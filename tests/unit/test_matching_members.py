@@ -21,13 +21,15 @@ changes = st.tuples(st.sampled_from(["define", "define", "state", "gate", "tombs
 
 
 def of(world: World) -> Members:
-    members = Members(world.towers.dim, world.matcher.groups)
+    members = Members(world.towers.dim, world.matcher.groups, advertiser_cap=world.advertiser_cap)
     put(world, members, USERS)
     return members
 
 
 def put(world: World, members: Members, users) -> None:
-    members.put([world.users[id] for id in users], [world.lists[id] for id in users], world.matcher)
+    states = [world.users[id] for id in users]
+    excluded = [world.matcher.excluded(each.blocked, each.ads, each.clock_ms) for each in states]
+    members.put(states, [world.lists[id] for id in users], excluded)
 
 
 def affected(world: World, members: Members, old, ad_id: int) -> set[int]:
@@ -35,7 +37,7 @@ def affected(world: World, members: Members, old, ad_id: int) -> set[int]:
     new = world.matcher.market.ad(ad_id)
     if old is None and new is None:
         return set()
-    named = members.affected(old, new, float(bias), vec, advertiser_cap=world.advertiser_cap).tolist()
+    named = members.affected(old, new, float(bias), vec).tolist()
     assert len(named) == len(set(named))
     return set(named)
 
@@ -70,7 +72,7 @@ def test_a_scan_goes_by_recency_in_chunks_and_passes_over_who_moved_meanwhile():
     for user_id, later in ((1, 5_000), (2, 9_000), (3, 7_000)):
         world.users[user_id].clock_ms += later
     members = of(world)
-    assert members.recent().tolist() == [2, 3, 1]
+    assert [chunk.tolist() for chunk in members.recent(2)] == [[2, 3], [1]]
     ad = world.matcher.market.ad(int(world.lists[1].rankings[0].ads[0]))
     assert all(ad.ad_id in stored.rankings[0].ads for stored in world.lists.values())
     (bias,), (vec,) = world.matcher.ad_towers(np.array([ad.ad_id], np.uint64))

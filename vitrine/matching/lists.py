@@ -53,12 +53,14 @@ class Work:
               still owed, a tower made anew, Rematch)
     stored:   the list, None where there is none
     position: offset of `ad-updates` that the list reflects, where its bucket's watermark is further than it says
+    arm:      the user's model arm, the same in all of a call: it is the matcher's towers'
     """
 
     state: UserState
     before: Before | None
     stored: StoredList | None
     position: int = 0
+    arm: str = "a"
 
 
 @dataclass(slots=True)
@@ -110,16 +112,17 @@ def update(matcher: Matcher, works: Sequence[Work]) -> tuple[list[StoredList], C
             steps.append(step)
             places.append(place)
         else:
-            made[place] = matcher.stored_list(work.state, step.stored.rankings)
+            made[place] = matcher.stored_list(work.state, step.stored.rankings, work.arm)
             counters.unchanged += 1
     for place, step, rankings in zip(places, steps, _advance(matcher, steps), strict=True):
         if rankings is None or any(not r.complete and len(r.ads) < matcher.served for r in rankings):
             counters.short += 1
         else:
-            made[place] = matcher.stored_list(step.work.state, rankings)
+            made[place] = matcher.stored_list(step.work.state, rankings, step.work.arm)
             counters.unchanged += rankings is step.stored.rankings
     rest = [place for place, each in enumerate(made) if each is None]
-    for place, each in zip(rest, matcher.full([works[place].state for place in rest]), strict=True):
+    arm = works[0].arm if works else "a"
+    for place, each in zip(rest, matcher.full([works[place].state for place in rest], arm), strict=True):
         made[place] = each
     counters.full, counters.incremental = len(rest), len(works) - len(rest)
     return [each for each in made if each is not None], counters

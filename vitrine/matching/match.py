@@ -53,7 +53,6 @@ class Matcher:
 
     epoch:  offset of the activation that names catalog and towers, -1 for none
     stored, served: K and S, docs/matching.md
-    arm:    of the users that it is for, "a" or "b"
     table:  what events mean, by the catalog artifact (its own base where a market was folded)
     """
 
@@ -68,7 +67,6 @@ class Matcher:
         served: int = SERVED,
         advertiser_cap: int = 0,
         threads: int = 1,
-        arm: str = "a",
         table: EventTable | None = None,
     ) -> None:
         if not 0 < served <= stored:
@@ -78,7 +76,6 @@ class Matcher:
         self.stored = stored
         self.served = served
         self.advertiser_cap = advertiser_cap
-        self.arm = arm
         self.table = table or EventTable(market.catalog)
         self.towers = towers
         self._threads = threads
@@ -120,8 +117,11 @@ class Matcher:
             self.refresh(state)
         return self.full(states)
 
-    def full(self, states: Sequence[UserState]) -> list[StoredList]:
-        """A list of each state, in order, from all eligible pairs and the tower that lies in the state."""
+    def full(self, states: Sequence[UserState], arm: str = "a") -> list[StoredList]:
+        """A list of each state, in order, from all eligible pairs and the tower that lies in the state.
+
+        arm: of the users, as their lists say it
+        """
         if not states:
             return []
         users = users_of(states)
@@ -130,11 +130,11 @@ class Matcher:
         )
         by_group = [self._rankings(users, group, excluded) for group in range(self.groups)]
         return [
-            self.stored_list(state, tuple(rankings[row] for rankings in by_group))
+            self.stored_list(state, tuple(rankings[row] for rankings in by_group), arm)
             for row, state in enumerate(states)
         ]
 
-    def stored_list(self, state: UserState, rankings: tuple[Ranking, ...]) -> StoredList:
+    def stored_list(self, state: UserState, rankings: tuple[Ranking, ...], arm: str = "a") -> StoredList:
         """A state's list, of these rankings."""
         keys, weights = features(state)
         return StoredList(
@@ -145,7 +145,7 @@ class Matcher:
             served=self.served,
             catalog_version=self.catalog_version,
             towers_version=self.towers_version,
-            arm=self.arm,
+            arm=arm,
             position=self.market.position,
             epoch=self.epoch,
             revision=state.revision,

@@ -1,6 +1,6 @@
 """The owner's memory of its users: who is in a crowd, and whose list an ad's change touches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from vitrine import native
 from vitrine.matching.market import Ad
-from vitrine.matching.match import Matcher
 from vitrine.matching.record import StoredList
 from vitrine.matching.state import UserState
 
@@ -47,10 +46,12 @@ class Members:
 
     dim:    of the towers
     groups: placement groups
+    advertiser_cap: of the lists
     """
 
-    def __init__(self, dim: int, groups: int = 1) -> None:
+    def __init__(self, dim: int, groups: int = 1, *, advertiser_cap: int = 0) -> None:
         self.groups = groups
+        self._advertiser_cap = advertiser_cap
         self._held = native.Members(dim, groups)
 
     def __len__(self) -> int:
@@ -61,12 +62,11 @@ class Members:
         """Bytes held."""
         return self._held.nbytes
 
-    def put(self, states: Sequence[UserState], lists: Sequence[StoredList], matcher: Matcher) -> None:
-        """Takes users as they are, with the lists that `matcher` made of these states."""
+    def put(self, states: Sequence[UserState], lists: Sequence[StoredList], excluded: Sequence[set[int]]) -> None:
+        """Takes users as they are, with their lists, and the ads that `Matcher.excluded` says of them."""
         if not states:
             return
         crowds = [state.crowds for state in states]
-        excluded = [matcher.excluded(state.blocked, state.ads, state.clock_ms) for state in states]
         rankings = [ranking for stored in lists for ranking in stored.rankings]
         shape = len(states), self.groups
         self._held.put(
@@ -84,7 +84,7 @@ class Members:
         """Forgets users: how many of them were held."""
         return self._held.drop(np.asarray(user_ids, np.uint64))
 
-    def scan(self, old: Ad | None, new: Ad | None, bias: float, vec: F32, *, advertiser_cap: int = 0) -> Scan:
+    def scan(self, old: Ad | None, new: Ad | None, bias: float, vec: F32) -> Scan:
         """Whose list changes as an ad turns from `old` into `new` (None: not there), by the ad's tower.
 
         Exact, but for what a member's row does not say: where the ad's frequency cap changes, or there is a cap per
@@ -94,18 +94,19 @@ class Members:
         if ad is None:
             raise ValueError("old, new: one of them is an ad")
         blind = old is not None and new is not None and old.max_impressions != new.max_impressions
-        if advertiser_cap and old is not None and new is not None:
+        if self._advertiser_cap and old is not None and new is not None:
             blind |= old.advertiser != new.advertiser
         return Scan(self._held.scan(ad.ad_id, _columns(old), _columns(new), bias, vec, blind))
 
-    def affected(self, old: Ad | None, new: Ad | None, bias: float, vec: F32, *, advertiser_cap: int = 0) -> U64:
+    def affected(self, old: Ad | None, new: Ad | None, bias: float, vec: F32) -> U64:
         """(n,) uint64: all that `scan` names."""
-        scan = self.scan(old, new, bias, vec, advertiser_cap=advertiser_cap)
+        scan = self.scan(old, new, bias, vec)
         return scan.next(max(scan.left, 1))
 
-    def recent(self) -> U64:
-        """(n,) uint64 all users, recently active ones first."""
-        return self._held.recent()
+    def recent(self, chunk: int) -> Iterator[U64]:
+        """All users, recently active ones first, in chunks."""
+        users = self._held.recent()
+        return (users[start : start + chunk] for start in range(0, len(users), chunk))
 
 
 def _columns(ad: Ad | None) -> _AdColumns:
