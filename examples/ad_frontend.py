@@ -5,6 +5,7 @@ import os
 import random
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
   python examples/ad_frontend.py --matching localhost:7002 --ctr localhost:7003 --kafka kafka://localhost:9092 \\
     --user 17                  the click is drawn with the probability that the ad was sold at
     --user 17 --click          the user clicks
+    --user 17 --crowd 40       a crowd that the page knows the user to be in, for when there is no list yet
     --user 17 --topic eu.user-events       under VITRINE_NAMESPACE=eu
 VITRINE_CLIENT_CA, _CERT, _KEY and _TOKEN_FILE say who calls (docs/security.md).
 """
@@ -56,12 +58,14 @@ def auction(matches: Matches, pctrs: np.ndarray) -> tuple[int, float] | None:
 def run_auction(
     matching: MatchingClient, ctr: CtrClient, events: KafkaProducer, user_id: int,
     *, k: int = 50, topic: str = "user-events", click: bool | None = None, rng: random.Random | None = None,
+    placement_group: int = 0, crowds: Sequence[int] = (),
 ) -> Sale | None:  # fmt: skip
     """One page view. `click` None draws the click with the probability that the ad was sold at.
 
+    crowds: what the page itself knows of the user; a user without a list gets ads of these first.
     Its calls and events are one trace, and the trace's id is the request's, where this process is traced.
     """
-    matches = matching.get_matches(user_id, k)
+    matches = matching.get_matches(user_id, k, placement_group=placement_group, crowds=crowds)
     pctrs = ctr.score(matches.context, matches.ads).pctrs if len(matches.ads) else np.empty(0)
     sold = auction(matches, pctrs)
     if sold is None:
@@ -92,6 +96,8 @@ def main() -> None:
     parser.add_argument("--kafka", default=kafka_url, required=not kafka_url, help="kafka://host:port")
     parser.add_argument("--user", type=int, required=True, help="the user who opens the page")
     parser.add_argument("--topic", default="user-events", help="topic of the events (default: %(default)s)")
+    parser.add_argument("--placement-group", type=int, default=0, help="where the ad stands (default: %(default)s)")
+    parser.add_argument("--crowd", type=int, action="append", default=[], help="the user is in it; repeatable")
     parser.add_argument("--click", action="store_true", default=None, help="click; else drawn by its odds")
     args = parser.parse_args()
     endpoint, ratio = os.environ.get("VITRINE_OTLP_ENDPOINT", ""), os.environ.get("VITRINE_TRACE_RATIO", "1")
@@ -102,7 +108,10 @@ def main() -> None:
         CtrClient(args.ctr, security=security) as ctr,
     ):
         events = producer(args.kafka)
-        sale = run_auction(matching, ctr, events, args.user, topic=args.topic, click=args.click)
+        sale = run_auction(
+            matching, ctr, events, args.user,
+            topic=args.topic, click=args.click, placement_group=args.placement_group, crowds=args.crowd,
+        )  # fmt: skip
         events.close()  # waits for the brokers' acknowledgements
     tracing.close()
     if sale is None:

@@ -40,7 +40,8 @@ class Front:
     def __init__(self, rows):
         self.rows, self.sent = rows, []
 
-    def get_matches(self, user_id, k):
+    def get_matches(self, user_id, k, *, placement_group, crowds):
+        self.asked = (placement_group, list(crowds))
         return matches_of(self.rows[:k])
 
     def score(self, context, ads):
@@ -87,3 +88,9 @@ def test_an_untraced_page_asks_nobody_to_record_it():
     front = Front([(1.0, 0.5)])
     run_auction(front, front, front, 17)
     assert front.sent[0][3]["traceparent"].endswith(b"-00")
+
+
+def test_the_page_says_where_the_ad_stands_and_what_it_knows_of_the_user():
+    front = Front([(1.0, 0.5)])
+    run_auction(front, front, front, 17, placement_group=1, crowds=[40, 7])
+    assert front.asked == (1, [40, 7])
