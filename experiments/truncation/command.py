@@ -72,6 +72,8 @@ def main(
         plots.png(picture, out / f"{name}.png")
     page.write(out / "index.html", results, pictures)
     console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console = Console(stderr=as_json, width=130)
     show(console, results)
     console.print(
         f"page: {out / 'index.html'}; plots: {', '.join(f'{name}.png' for name in pictures)}", soft_wrap=True

@@ -60,6 +60,15 @@ def level(seeds: Systems, system: str, figure: str) -> Estimate:
 
 
 def relative(seeds: Systems, system: str, base: str, figure: str) -> Estimate:
-    """(system - base) / base of a figure, paired by seed; seeds in which the base has 0 are left out."""
-    pairs = [(seed[system][figure], seed[base][figure]) for seed in seeds]
-    return Estimate.of([ours / theirs - 1.0 for ours, theirs in pairs if theirs])
+    """How much more of a figure `system` has than `base`, of 1: the ratio of their means over seeds, less 1.
+
+    The interval is that of a ratio estimator (Cochran 1977, 6.4), paired by seed: a ratio of each seed's own would
+    let those count most in which the base has next to nothing. All NaN where the base has nothing in any.
+    """
+    ours, theirs = (np.array([seed[name][figure] for seed in seeds]) for name in (system, base))
+    mean = float(theirs.mean()) if len(theirs) else 0.0
+    if not mean:
+        return Estimate.of([])
+    ratio = float(ours.mean()) / mean
+    rest = Estimate.of(((ours - ratio * theirs) / mean).tolist())  # of mean 0
+    return Estimate(ratio - 1.0, ratio - 1.0 + rest.low, ratio - 1.0 + rest.high, len(theirs))

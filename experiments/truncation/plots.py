@@ -95,10 +95,10 @@ def advertisers(c: Comparison, name: str) -> Figure:
     names = {NEAR: "near-line", AGAIN: "A/A"}
     for y, system in enumerate(names):
         won, lost = c.changes[system]["winners"].mean, c.changes[system]["losers"].mean
-        parts = ((won, BLUE, "more"), (1 - won - lost, "#88888855", "within 10%"), (lost, RED, "fewer"))
+        parts = ((won, BLUE, "more"), (1 - won - lost, "#88888855", "about as many"), (lost, RED, "fewer"))
         for left, (width, colour, text) in zip((0.0, won, 1 - lost), parts, strict=True):
             axes.barh(y, width, left=left, color=colour, height=0.6)
-            if width > 0.08:
+            if width > 0.05 + 0.008 * len(text):
                 axes.text(left + width / 2, y, f"{text} {100 * width:.0f}%", ha="center", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), list(names.values()))
     axes.invert_yaxis()

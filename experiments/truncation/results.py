@@ -17,7 +17,6 @@ NEAR, BASE, AGAIN = "near-line", "base", "again"
 FIGURES = {
     "impressions/ads truncated": "impressions of ads truncated before",
     "impressions/ads not truncated": "impressions of ads not truncated before",
-    "impressions/ads seldom among the best": "impressions of ads seldom among the best",
     "impressions/advertisers truncated": "impressions of advertisers truncated before",
     "impressions/advertisers not truncated": "impressions of advertisers not truncated before",
     "revenue_per_mille": "revenue per thousand requests",

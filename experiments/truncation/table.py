@@ -109,7 +109,7 @@ def figure(estimate: Estimate) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column, justify="left" if not column else "right", no_wrap=bool(column))
+        table.add_column(column, justify="right" if column else "left", min_width=None if column else 20)
     return table
 
 
