@@ -453,6 +453,8 @@ def test_the_command_says_what_is_wrong_and_fails(market, tmp_path):
         ({"--market": tmp_path, "--store": tmp_path / "s"}, "bids.parquet: no such file"),
         ({"--market": market, "--store": tmp_path / "file"}, "Not a directory"),
         ({"--market": market, "--store": tmp_path / "s", "--work": tmp_path / "file"}, "File exists"),
+        ({"--market": market, "--store": tmp_path / "s", "--updates": "nonsense"}, "kafka://"),
+        ({"--market": market, "--store": tmp_path / "s", "--group": ""}, "groups are ['']"),
     ):
         command = [sys.executable, "-m", "trainers.catalog", *(str(x) for pair in flags.items() for x in pair)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=REPOSITORY)

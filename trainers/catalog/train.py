@@ -21,7 +21,7 @@ from vitrine.artifacts import ArtifactError, ArtifactStore
 from vitrine.data.market import Market
 from vitrine.data.schemas import DataError
 from vitrine.data.validate import validate
-from vitrine.errors import NotFoundError, UnavailableError
+from vitrine.errors import FieldError, UnavailableError
 from vitrine.matching.catalog import (
     ALL_GROUPS,
     CROWD_NAMES_FILE,
@@ -93,7 +93,7 @@ def main(
     try:
         with scratch as folder:
             train(market, store, namespace=namespace, work=Path(folder), options=options)
-    except (DataError, ArtifactError, CatalogError, UnavailableError, NotFoundError, OSError) as error:
+    except (DataError, ArtifactError, CatalogError, FieldError, UnavailableError, OSError) as error:
         failed("catalog", error)
         raise typer.Exit(1) from None
 
