@@ -138,6 +138,7 @@ class Store:
         self.client = client
         self._fetcher = fetcher(client)
         self._prefix = placement.qualify(namespace, "m")
+        self._is_cluster: bool = getattr(client, "is_cluster", False)
         self._paused_key = f"{self._prefix}:paused"
         self._expiry_ms = list_expiry_ms
         self._sha = ""
@@ -145,7 +146,7 @@ class Store:
     def read_marks(self, buckets: Sequence[int]) -> list[Mark]:
         """The watermark of each bucket, in order."""
         with answering():
-            pipeline = self.client.pipeline(transaction=False)
+            pipeline: Any = self.client.pipeline(transaction=False)
             for bucket in buckets:
                 pipeline.hmget(self.key(bucket, "mark"), ["token", "log", "events", "applied", "ads"])
             rows = pipeline.execute()
@@ -288,6 +289,7 @@ class Store:
         return [token if answer else None for token, answer in zip(fresh, answers, strict=True)]
 
     def _evaluate(self, writes: Sequence[BucketWrite], fresh: Sequence[bytes]) -> list[Any]:
+        client: Any = self.client
         pipeline = self.client.pipeline(transaction=False)
         for write, token in zip(writes, fresh, strict=True):
             keys = [self.key(write.bucket, what) for what in ("mark", "states", "deleted")]
@@ -303,9 +305,11 @@ class Store:
             for user_id, state, stored in write.users:
                 keys.append(self.list_key(write.bucket, user_id))
                 arguments += (user_id, state, stored)
-            # Not `evalsha`, which redis-py refuses in a cluster's pipeline, where a bucket's keys share a slot.
+            # Not `evalsha`, which redis-py refuses in a cluster's pipeline, though all keys share a slot. Told the
+            # node, it need not send the whole command to a server first, to learn which its keys are.
             call: Any = pipeline.execute_command
-            call("EVALSHA", self._sha, len(keys), *keys, *arguments)
+            to = {"target_nodes": client.get_node_from_key(keys[0])} if self._is_cluster else {}
+            call("EVALSHA", self._sha, len(keys), *keys, *arguments, **to)
         return pipeline.execute(raise_on_error=False)
 
     def key(self, bucket: int, what: str) -> str:
