@@ -48,6 +48,7 @@ def test_a_batch_over_buckets_of_all_nodes_is_written_and_read_back(store: Store
     assert store.read_marks([bucket_of(u) for u in users]) == [Mark(t, "k/8", 5, 1, 5) for t in tokens]
     assert store.read_states({bucket_of(u): [u] for u in users}) == dict.fromkeys(users, b"a")
     assert [store.read_list(u) for u in users] == [listed(b"a")] * len(users)
+    assert store.read_lists({bucket_of(u): [u, u + 10**6] for u in users}) == dict.fromkeys(users, listed(b"a"))
     assert store.read_user(users[0]) == (b"a", listed(b"a"))
     assert store.read_user(10**6) == (None, None)
     assert list(store.scan(bucket_of(users[0]))) == [[(users[0], b"a", listed(b"a"))]]

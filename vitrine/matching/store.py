@@ -146,7 +146,7 @@ class Store:
     def read_marks(self, buckets: Sequence[int]) -> list[Mark]:
         """The watermark of each bucket, in order."""
         with answering():
-            pipeline: Any = self.client.pipeline(transaction=False)
+            pipeline = self.client.pipeline(transaction=False)
             for bucket in buckets:
                 pipeline.hmget(self.key(bucket, "mark"), ["token", "log", "events", "applied", "ads"])
             rows = pipeline.execute()
@@ -162,7 +162,7 @@ class Store:
     def read_lists(self, users: Mapping[int, Sequence[int]]) -> dict[int, bytes]:
         """Lists of users, given by bucket: user id -> list, without those who have none."""
         with answering():
-            pipeline = self.client.pipeline(transaction=False)
+            pipeline: Any = self.client.pipeline(transaction=False)
             for bucket, ids in users.items():  # not `mget`, which redis-py refuses in a cluster's pipeline
                 pipeline.execute_command("MGET", *(self.list_key(bucket, user_id) for user_id in ids))
             rows = pipeline.execute()
