@@ -139,12 +139,15 @@ def _replaced(
     np.add.at(sizes, row_at, lengths)  # a lost row, whose place is another's or the end, has length 0
     kept = np.concatenate(([0], np.cumsum(sizes[:rows]))).astype(np.int64)
     stay = ~gone
-    columns, values = column_at.astype(np.uint32)[columns[stay]], values[stay]
+    columns = columns[stay]
+    if len(column_at) and column_at[-1] != len(column_at) - 1:
+        columns = column_at.astype(np.uint32)[columns]
     order = np.lexsort((new_columns, new_rows))
     new_rows, new_columns, new_values = new_rows[order], new_columns[order], new_values[order]
     at = _lower_bounds(kept[new_rows], kept[new_rows + 1], columns, new_columns)
     grown = kept + np.concatenate(([0], np.cumsum(np.bincount(new_rows, minlength=rows)))).astype(np.int64)
-    return grown, np.insert(columns, at, new_columns), np.insert(values, at, new_values)
+    columns = np.insert(columns, at, new_columns)  # one after the other: there may be gigabytes of each
+    return grown, columns, np.insert(values[stay], at, new_values)
 
 
 def _lower_bounds(low: I64, high: I64, columns: U32, wanted: I64) -> I64:
