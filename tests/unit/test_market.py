@@ -194,6 +194,30 @@ def test_what_is_read_while_ads_are_folded_is_not_lost(before, meanwhile, after)
     assert_is(updates.market(), model)
 
 
+def test_a_fold_that_loses_one_row_and_gains_another_keeps_the_others_bids():
+    """As many rows as before, and in between each is another's."""
+    updates, model = Updates(CATALOG, "c1", 0), Model()
+
+    def define(ad_id, crowds):
+        definition = AdDefinition(advertiser_id=1, crowd_ids=crowds, bids=[2.0] * len(crowds))
+        updates.apply(
+            updates.position,
+            0,
+            ad_key(ad_id),
+            AdUpdate(ad_id=ad_id, state=1, definition=definition).SerializeToString(),
+        )
+        model.defined[ad_id] = 1, dict.fromkeys(crowds, 2.0), (), 15, 0
+
+    define(10, [10, 20])
+    updates.fold()
+    updates.apply(updates.position, 0, ad_key(10), None)
+    del model.defined[10]
+    define(1, [10, 60])
+    updates.fold()
+    assert len(updates.market().catalog.ads) == len(CATALOG.ads) + 1
+    assert_is(updates.market(), model)
+
+
 def test_changed_names_each_ad_once_from_an_offset_on():
     updates = Updates(CATALOG, "c1", 0)
     for offset, ad in enumerate([3, 6, 3, 9]):

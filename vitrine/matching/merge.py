@@ -140,7 +140,7 @@ def _replaced(
     kept = np.concatenate(([0], np.cumsum(sizes[:rows]))).astype(np.int64)
     stay = ~gone
     columns = columns[stay]
-    if len(column_at) and column_at[-1] != len(column_at) - 1:
+    if not np.array_equal(column_at, np.arange(len(column_at))):
         columns = column_at.astype(np.uint32)[columns]
     order = np.lexsort((new_columns, new_rows))
     new_rows, new_columns, new_values = new_rows[order], new_columns[order], new_values[order]
