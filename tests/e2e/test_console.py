@@ -166,7 +166,7 @@ def test_why_explains_a_listed_an_unlisted_and_an_unknown_ad(visit: Visit, syste
         verdicts = {e.verdict.value: e.ad for e in matching.explain(user_id, range(3, 450, 3)).ads}
     visit.page.goto(f"/why?user={user_id}&ad={listed}")
     assert visit.page.locator(".answer h2").inner_text() == "Listed at rank 1"
-    assert visit.page.locator(".steps .yes").count() == 5
+    assert visit.page.locator(".steps .yes").count() == 6
     visit.page.goto(f"/why?user={user_id}&ad={verdicts['below the floor']}")
     assert visit.page.locator(".answer h2").inner_text() == "Below the floor of the list"
     assert "At this click rate that takes a bid of" in visit.page.locator(".answer").inner_text()
