@@ -1,7 +1,7 @@
 """Drawn markets of crowds, ads and users for the matching benchmarks: long-tailed crowds, long-tailed membership.
 
-Crowd sizes and the chance that a user is in a crowd go as rank^-0.75. A spectrum says what the towers make of a pair:
-the logit's standard deviation over pairs, and how fast it falls from dimension to dimension.
+Crowd sizes and the chance that a user is in a crowd go as rank^-0.75. A spectrum says what the towers make of a
+pair: the logit's standard deviation over pairs, and how fast it falls from dimension to dimension.
 """
 
 from __future__ import annotations

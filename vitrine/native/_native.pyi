@@ -128,7 +128,6 @@ def vector_topk(
     *,
     kernel: str | None = None,
 ) -> tuple[NDArray[uint32], NDArray[float32]]: ...
-
 def update_rankings(
     list_indptr: NDArray[int64],
     ads: NDArray[uint64],
