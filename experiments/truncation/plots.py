@@ -34,14 +34,14 @@ def pictures(results: Results) -> dict[str, Figure]:
 
 def png(figure: Figure, file: Path) -> None:
     """Write a picture on white."""
-    figure.savefig(file, dpi=110, facecolor="white")
+    figure.savefig(file, dpi=110, facecolor="white", bbox_inches="tight")
 
 
 def svg(figure: Figure) -> str:
     """A picture without a background, in colours that do on light and dark."""
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "vitrine"}):  # the same ids, run for run
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     whole = text.getvalue()
     return whole[whole.index("<svg") :]
 
